@@ -1,0 +1,21 @@
+"""The graph and its file."""
+
+from qtool.ir.graph import Array, Attr, Graph, Json, Node, Value, constant, remake, rewire
+from qtool.ir.types import Dim, DType, QParams, Shape, TensorType
+
+__all__ = [
+    "Array",
+    "Attr",
+    "DType",
+    "Dim",
+    "Graph",
+    "Json",
+    "Node",
+    "QParams",
+    "Shape",
+    "TensorType",
+    "Value",
+    "constant",
+    "remake",
+    "rewire",
+]

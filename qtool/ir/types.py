@@ -1,0 +1,117 @@
+"""Element types, shapes and quantization parameters of tensors."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.errors import ModelError
+
+Dim = int | str
+"""A known size, or the name of one that is only known at run time (the batch is ``"N"``)."""
+
+Shape = tuple[Dim, ...]
+
+
+class DType(enum.Enum):
+    """Element type of a value; the enum value is NumPy's name of it."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    INT64 = "int64"
+    INT32 = "int32"
+    INT8 = "int8"
+    UINT8 = "uint8"
+    BOOL = "bool"
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        return np.dtype(self.value)
+
+    @property
+    def is_float(self) -> bool:
+        return self in (DType.FLOAT32, DType.FLOAT64)
+
+    @staticmethod
+    def of(array: NDArray[np.generic]) -> DType:
+        """The DType of an array; ModelError for an element type that a graph cannot hold."""
+        try:
+            return DType(array.dtype.name)
+        except ValueError:
+            allowed = ", ".join(t.value for t in DType)
+            raise ModelError(f"element type {array.dtype.name} is not supported; expected one of {allowed}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """Affine quantization: real = scale * (q - zero_point).
+
+    ``scale`` is float32 and ``zero_point`` int32, both of shape (1,) per tensor (``axis`` None) or (C,) along ``axis``.
+    ``dtype`` is the storage type, INT8 or UINT8 (INT32 for a bias).
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    dtype: DType
+    axis: int | None = None
+
+    @staticmethod
+    def per_tensor(scale: float, zero_point: int, dtype: DType) -> QParams:
+        return QParams(np.array([scale], np.float32), np.array([zero_point], np.int32), dtype)
+
+    def __post_init__(self) -> None:
+        for array in (self.scale, self.zero_point):
+            array.setflags(write=False)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, QParams)
+            and (self.dtype, self.axis) == (other.dtype, other.axis)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.dtype, self.axis, self.scale.tobytes(), self.zero_point.tobytes()))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest storage value."""
+        info = np.iinfo(self.dtype.numpy)
+        return int(info.min), int(info.max)
+
+    def quantize(self, x: NDArray[np.float32]) -> NDArray[np.generic]:
+        """q = clamp(zero_point + nearbyint(x * (1 / scale))), half to even, in float32 (FBGEMM ``QuantUtils.h``).
+
+        The clamp is that of the storage type, not of the range the scale was chosen for, as in PyTorch.
+        """
+        inverse, zero_point = self._along_axis(np.float32(1.0) / self.scale, self.zero_point, x.ndim)
+        low, high = self.limits
+        steps = np.rint(x * inverse)
+        return np.clip(steps + zero_point.astype(np.float64), low, high).astype(self.dtype.numpy)
+
+    def dequantize(self, q: NDArray[np.generic]) -> NDArray[np.float32]:
+        """real = scale * (q - zero_point), in float32."""
+        scale, zero_point = self._along_axis(self.scale, self.zero_point, q.ndim)
+        centred = q.astype(np.int32) - zero_point
+        return np.asarray(scale * centred.astype(np.float32), np.float32)
+
+    def _along_axis(
+        self, scale: NDArray[np.float32], zero_point: NDArray[np.int32], ndim: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        if self.axis is None:
+            return scale.reshape(()), zero_point.reshape(())
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return scale.reshape(shape), zero_point.reshape(shape)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What shape inference knows of a value."""
+
+    dtype: DType
+    shape: Shape

@@ -1,0 +1,235 @@
+// The C face of qtool's engine: make a plan from a flat description, run it, free it.
+//
+// A plan is a list of operators over numbered buffers. Activations of rank 4 are NHWC and of rank 3 (convolution) NLC,
+// dense, without padding between pixels; everything else is row-major. Quantized activations are uint8 (int8 ones are
+// shifted by 128 before they come here, which is exact), weights int8 with zero point 0.
+//
+// Every function may be called from any thread; one plan runs one inference at a time.
+#ifndef QTOOL_H_
+#define QTOOL_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QT_ABI 1
+#define QT_API __attribute__((visibility("default")))
+#define QT_MAX_INPUTS 4
+
+enum qt_status { QT_OK = 0, QT_INVALID = 1, QT_NO_MEMORY = 2, QT_UNSUPPORTED = 3 };
+
+// In order of preference, least first. A plan made for one ISA uses rows of that one and of all below it.
+enum qt_isa { QT_ISA_SCALAR = 0, QT_ISA_AVX2 = 1, QT_ISA_AVX512VNNI = 2, QT_ISA_AMX = 3, QT_ISA_COUNT = 4 };
+
+enum qt_buffer_kind {
+  QT_BUFFER_ARENA = 0,     // inside the plan's arena, at `offset`
+  QT_BUFFER_EXTERNAL = 1,  // bound at each run, in order of appearance
+};
+
+typedef struct qt_buffer {
+  int32_t kind;
+  int32_t reserved;
+  int64_t offset;  // bytes from the arena's start, a multiple of 64
+  int64_t bytes;
+} qt_buffer;
+
+enum qt_op_kind {
+  QT_OP_QCONV = 0,           // qt_conv_args: u8 x s8 -> u8; in: x [, residual]
+  QT_OP_SCONV = 1,           // qt_conv_args: float32; in: x [, residual]
+  QT_OP_QLINEAR_DYNAMIC = 2, // qt_linear_dynamic_args: float32 x s8 -> float32
+  QT_OP_QBINARY = 3,         // qt_binary_args: u8, u8 -> u8
+  QT_OP_SBINARY = 4,         // qt_binary_args: float32
+  QT_OP_LUT = 5,             // qt_lut_args: u8 -> u8
+  QT_OP_SUNARY = 6,          // qt_unary_args: float32
+  QT_OP_QPOOL = 7,           // qt_pool_args: u8
+  QT_OP_SPOOL = 8,           // qt_pool_args: float32
+  QT_OP_QUANTIZE = 9,        // qt_quantize_args: float32 -> u8, with a permutation
+  QT_OP_DEQUANTIZE = 10,     // qt_quantize_args: u8 -> float32, with a permutation
+  QT_OP_COPY = 11,           // qt_copy_args: rows of bytes with strides (concat, slice)
+  QT_OP_PERMUTE = 12,        // qt_permute_args
+  QT_OP_SAFFINE = 13,        // qt_affine_args: y = x * scale[c] + shift[c], float32
+  QT_OP_SSOFTMAX = 14,       // qt_rows_args: softmax over rows of n float32
+  QT_OP_SLAYERNORM = 15,     // qt_rows_args
+  QT_OP_COUNT = 16,
+};
+
+// One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
+//
+//   acc[n, y, x, o] = sum over (ky, kx, i) of (a[n, y*sh - pt + ky*dh, x*sw - pl + kx*dw, g*I + i] - x_zero) * w[o, ky, kx, i]
+//   a outside of the picture counts as x_zero (so the product is 0); g = o / (O / groups), I = in_channels / groups.
+//
+// QCONV, all in float32, every operation rounded by itself (no fused multiply-add):
+//   r = (float(acc + bias_i32[o]) + bias_f32[o]) * multiplier[o]
+//   residual 1 (summed before the one rounding): r = r + (float(res) - res_zero) * res_multiplier
+//   q = clamp(nearbyint(clamp(r, out_min - out_zero, out_max - out_zero)) + out_zero, out_min, out_max)
+//   residual 2 (the sum of two quantized tensors, as QBINARY add by `res_*`): q is requantized by `add`
+//   lut (256 bytes or NULL) maps the result last.
+// SCONV: y = clamp(acc + bias_f32[o] (+ residual), out_min_f, out_max_f)
+struct qt_binary_args;
+typedef struct qt_conv_args {
+  int32_t batch, in_height, in_width, in_channels;
+  int32_t out_height, out_width, out_channels;
+  int32_t kernel_height, kernel_width, stride_height, stride_width;
+  int32_t pad_top, pad_left, dilation_height, dilation_width, groups;
+  int32_t x_zero, out_zero, out_min, out_max;
+  int32_t residual;  // 0 none, 1 before the rounding, 2 after it
+  int32_t res_zero;
+  float res_multiplier;  // scale of the residual / scale of the output
+  float out_min_f, out_max_f;
+  const void* weight;       // [O][KH][KW][I], int8 or float32; read while the plan is made, not kept
+  const int32_t* bias_i32;  // [O] or NULL
+  const float* bias_f32;    // [O] or NULL
+  const float* multiplier;  // [O], QCONV
+  const struct qt_binary_args* add;  // residual 2: a is the convolution's own result, b the residual
+  const uint8_t* lut;
+} qt_conv_args;
+
+// y = x . w' + bias with x quantized on the fly, per tensor (row_wise 0) or per row (1):
+// numerics of FBGEMM's ChooseQuantizationParams; y = float(acc) * (x_scale * w_scale[o]) + bias[o], clamped.
+typedef struct qt_linear_dynamic_args {
+  int64_t rows;
+  int32_t in_features, out_features;
+  int32_t reduce_range, row_wise;
+  float out_min_f, out_max_f;
+  const int8_t* weight;  // [O][I]
+  const float* w_scale;  // [O]
+  const float* bias;     // [O] or NULL
+} qt_linear_dynamic_args;
+
+enum qt_binary_kind { QT_ADD = 0, QT_SUB = 1, QT_MUL = 2, QT_DIV = 3 };
+
+// rows x channels; b may be broadcast.
+// Float arithmetic: q = clamp(nearbyint(op(sa*(a - za), sb*(b - zb)) * inv_scale) + out_zero), every step in float32.
+// Fixed point (QNNPACK add): acc = a_multiplier*a + b_multiplier*b + offset; q = clamp(rounding_shift(acc, shift) + out_zero),
+// rounding half away from zero.
+typedef struct qt_binary_args {
+  int64_t rows;
+  int32_t channels;
+  int32_t kind;
+  int32_t b_broadcast;  // 0: same shape; 1: one row for all; 2: one scalar; 3: one row for every `rows_per_b` rows
+  int32_t reserved;
+  int64_t rows_per_b;
+  float a_scale, b_scale, inv_scale;
+  int32_t a_zero, b_zero, out_zero, out_min, out_max;
+  int32_t fixed_point, a_multiplier, b_multiplier, offset, shift;
+  float out_min_f, out_max_f;
+} qt_binary_args;
+
+typedef struct qt_lut_args {
+  int64_t count;
+  const uint8_t* table;  // [256]
+} qt_lut_args;
+
+enum qt_unary_kind {
+  QT_CLAMP = 0,  // a = low, b = high (relu, relu6, hardtanh)
+  QT_LEAKY_RELU = 1,  // a = slope
+  QT_ELU = 2,         // a = alpha
+  QT_HARDSWISH = 3,
+  QT_HARDSIGMOID = 4,
+  QT_SIGMOID = 5,
+  QT_TANH = 6,
+  QT_GELU = 7,       // by erf
+  QT_GELU_TANH = 8,  // by tanh
+  QT_SILU = 9,
+};
+
+typedef struct qt_unary_args {
+  int64_t count;
+  int32_t kind;
+  float a, b;
+} qt_unary_args;
+
+enum qt_pool_kind { QT_POOL_MAX = 0, QT_POOL_AVERAGE = 1 };
+
+// Average, u8: q = clamp(nearbyint(float(sum - taps*x_zero) * multiplier) + out_zero) with multiplier given for the
+// full window and, where windows are cut at the edge and padding does not count, divided accordingly:
+// m = x_scale / (out_scale * taps), in float32.
+// A global pool has the kernel as large as the picture. Bins of an adaptive pool: see `adaptive`.
+typedef struct qt_pool_args {
+  int32_t kind;
+  int32_t batch, in_height, in_width, channels, out_height, out_width;
+  int32_t kernel_height, kernel_width, stride_height, stride_width;
+  int32_t pad_top, pad_left, dilation_height, dilation_width;
+  int32_t count_include_pad, pad_bottom, pad_right;
+  int32_t divisor_override;  // 0 none
+  int32_t adaptive;          // bin y covers floor(y*H/OH) .. ceil((y+1)*H/OH)
+  int32_t x_zero, out_zero;
+  float x_scale, out_scale;
+} qt_pool_args;
+
+// q[i, c, p] with the source laid out [outer][rows][cols] and the target [outer][cols][rows] when `transpose` is 1
+// (NCHW <-> NHWC: rows = C, cols = H*W for QUANTIZE), the same layout when 0.
+// `scale` has one entry, or `channels` entries for per-channel parameters along the rows.
+typedef struct qt_quantize_args {
+  int64_t outer, rows, cols;
+  int32_t transpose, zero_point;
+  float scale;
+  int32_t is_signed;  // the float side sees q - 128: int8 graph inputs and outputs
+} qt_quantize_args;
+
+typedef struct qt_copy_args {
+  int64_t rows, row_bytes, in_stride, out_stride, in_offset, out_offset;  // bytes
+  const uint8_t* lut;  // requantizes u8 on the way, or NULL
+} qt_copy_args;
+
+typedef struct qt_permute_args {
+  int32_t rank, element_bytes;
+  int64_t shape[6];
+  int32_t order[6];  // as numpy.transpose
+} qt_permute_args;
+
+typedef struct qt_affine_args {
+  int64_t rows;
+  int32_t channels;
+  const float* scale;
+  const float* shift;
+} qt_affine_args;
+
+typedef struct qt_rows_args {
+  int64_t rows;
+  int32_t n;
+  float eps;
+  const float* scale;  // layer norm, [n] or NULL
+  const float* shift;
+} qt_rows_args;
+
+typedef struct qt_op {
+  int32_t kind;
+  int32_t input_count;
+  int32_t inputs[QT_MAX_INPUTS];
+  int32_t output;
+  int32_t reserved;
+  const void* args;    // of the kind's struct; read while the plan is made, not kept
+  const char* kernel;  // NULL, or the one kernel row to use (tests, benchmarks)
+} qt_op;
+
+typedef struct qt_plan_desc {
+  int32_t abi, isa, threads, buffer_count, op_count, reserved;
+  int64_t arena_bytes;
+  const qt_buffer* buffers;
+  const qt_op* ops;
+} qt_plan_desc;
+
+typedef struct qt_plan qt_plan;
+
+// All give a qt_status; on failure `error` (of `error_bytes`) holds one line of text.
+QT_API int32_t qt_plan_create(const qt_plan_desc* desc, qt_plan** plan, char* error, int64_t error_bytes);
+// `external` has one pointer an external buffer, in order. No allocation, no lock but the pool's.
+QT_API int32_t qt_plan_run(qt_plan* plan, void* const* external, char* error, int64_t error_bytes);
+// As qt_plan_run; adds the seconds of each operator to `seconds` [op_count].
+QT_API int32_t qt_plan_profile(qt_plan* plan, void* const* external, double* seconds, char* error, int64_t error_bytes);
+QT_API const char* qt_plan_kernel(const qt_plan* plan, int32_t op);  // name of the row that op runs on
+QT_API int64_t qt_plan_bytes(const qt_plan* plan);                   // arena, packed weights and scratch
+QT_API void qt_plan_free(qt_plan* plan);
+
+QT_API int32_t qt_abi(void);
+QT_API int32_t qt_isa_supported(int32_t isa);  // 1 when this CPU and its operating system run it
+// Every kernel row, one a line: "family isa name tile". Gives the bytes needed, writes at most `bytes`.
+QT_API int64_t qt_kernels(char* text, int64_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // QTOOL_H_

@@ -1,0 +1,1 @@
+"""The operator registry: importing this package registers every operator."""

@@ -1,0 +1,169 @@
+"""The operator registry: one frozen record an operator holds all that the rest of qtool knows of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qtool.errors import ModelError
+from qtool.ir import Array, Attr, Node, TensorType
+
+
+class QuantRule(enum.Enum):
+    """How the quantization parameters of an operator's output come about."""
+
+    FREE = "free"
+    """The output has an observer of its own; both inputs and output are quantized (add, mul, hardswish)."""
+    SAME_AS_INPUT = "same-as-input"
+    """Moves or selects values: inputs and output share one set of parameters (max_pool, relu, reshape, cat)."""
+    SAME_AS_OUTPUT = "same-as-output"
+    """Inputs are requantized to the output's parameters."""
+    FIXED = "fixed"
+    """The output's range is known in advance: ``OpSpec.fixed`` is (scale, zero_point) for quint8 (sigmoid, tanh)."""
+    ACCUMULATE = "accumulate"
+    """Products with a quantized weight are summed in int32 and requantized (conv, linear)."""
+
+
+@dataclass(frozen=True)
+class Attrs:
+    """Base of every operator's attributes; a subclass is a frozen dataclass of plain values and tuples."""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One operator.
+
+    ``inputs`` names the formal inputs in order; a trailing ``?`` marks an optional one, a trailing ``*`` (only the last)
+    any number of them. ``infer(attrs, input types)`` gives the output types (an optional input left out is None) and
+    raises ModelError with what was got and expected. ``reference(attrs, *arrays)`` is the float definition in NumPy
+    and gives a tuple of arrays. ``rule`` is None for an operator that is never quantized.
+    ``kernel`` names the native lowering, "" where there is none and the reference runs.
+    """
+
+    name: str
+    attrs: type[Attrs]
+    inputs: tuple[str, ...]
+    infer: Callable[..., tuple[TensorType, ...]]
+    reference: Callable[..., tuple[Array, ...]]
+    rule: QuantRule | None = None
+    fixed: tuple[float, int] | None = None
+    weight: int | None = None
+    """Position of the input that is a weight (quantized by the qconfig's weight observer), None where there is none."""
+    bias: int | None = None
+    """Position of the input that is a bias (stays float32 in the graph)."""
+    channel_axis: int = 0
+    """Axis of the weight along which per-channel parameters run."""
+    onnx: tuple[str, ...] = ()
+    kernel: str = ""
+
+
+_REGISTRY: dict[str, OpSpec] = {}
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Adds one record; a name can be taken once."""
+    if spec.name in _REGISTRY:
+        raise ValueError(f"operator {spec.name} is registered twice")
+    _REGISTRY[spec.name] = spec
+    return spec
+
+
+def get(name: str) -> OpSpec:
+    """The record of an operator; ModelError for a name that is not known."""
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise ModelError(f"operator '{name}' is not known to qtool") from None
+
+
+def all_ops() -> Mapping[str, OpSpec]:
+    """Every record by name, in order of registration."""
+    return types.MappingProxyType(_REGISTRY)
+
+
+def attrs_of(node: Node) -> Any:
+    """The node's attributes as its operator's frozen dataclass; ModelError names the node and the attribute."""
+    return parse_attrs(get(node.op).attrs, node.attrs, f"{node.op} '{node.name}'")
+
+
+def parse_attrs(cls: type[Attrs], attrs: Mapping[str, Attr], where: str) -> Any:
+    """Builds ``cls`` from plain values, with each field's type checked."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(attrs) - set(fields))
+    if unknown:
+        raise ModelError(f"{where}: unknown attribute {unknown[0]!r}; expected {', '.join(fields) or 'none'}")
+    hints = typing.get_type_hints(cls)
+    for name, f in fields.items():
+        if name not in attrs:
+            if f.default is dataclasses.MISSING:
+                raise ModelError(f"{where}: attribute {name!r} is missing")
+        elif not _matches(attrs[name], hints[name]):
+            raise ModelError(f"{where}: attribute {name!r} is {attrs[name]!r}; expected {_spell(hints[name])}")
+    return cls(**attrs)
+
+
+def plain_attrs(attrs: Attrs) -> dict[str, Attr]:
+    """The inverse of ``parse_attrs``: a mapping for a Node, without the fields that have their default value."""
+    return {f.name: getattr(attrs, f.name) for f in dataclasses.fields(attrs) if getattr(attrs, f.name) != f.default}
+
+
+def infer_node(node: Node, inputs: Sequence[TensorType | None]) -> tuple[TensorType, ...]:
+    """Output types of a node; errors name the node."""
+    spec = get(node.op)
+    _check_arity(spec, node)
+    attrs = attrs_of(node)
+    try:
+        return spec.infer(attrs, *inputs)
+    except ModelError as error:
+        raise ModelError(f"{node.op} '{node.name}': {error}") from error
+
+
+def _check_arity(spec: OpSpec, node: Node) -> None:
+    required = sum(1 for name in spec.inputs if name[-1] not in "?*")
+    variadic = bool(spec.inputs) and spec.inputs[-1].endswith("*")
+    got = len(node.inputs)
+    if got < required or (not variadic and got > len(spec.inputs)) or not all(node.inputs[:required]):
+        raise ModelError(f"{node.op} '{node.name}': got {got} inputs, expected {', '.join(spec.inputs) or 'none'}")
+
+
+def _matches(value: Attr, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, arg) for arg in args)
+    if hint is type(None):
+        return value is None
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_matches(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_matches, value, args))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _spell(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def require(condition: bool, got: str, expected: str) -> None:
+    """Raises ModelError "got …, expected …" unless the condition holds; for shape inference."""
+    if not condition:
+        raise ModelError(f"got {got}, expected {expected}")
+
+
+def first(types_: Iterable[TensorType | None]) -> TensorType:
+    """The first type of a list in which it cannot be missing."""
+    found = next(iter(types_))
+    assert found is not None
+    return found

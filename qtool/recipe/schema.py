@@ -1,0 +1,140 @@
+"""A recipe as frozen types: what the YAML says once names are resolved. No strings of the file are left unparsed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+
+class Mode(enum.Enum):
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    QAT = "qat"
+
+
+class Backend(enum.Enum):
+    """Chooses default qconfigs and the int8 arithmetic; the instruction set is chosen elsewhere."""
+
+    FBGEMM = "fbgemm"
+    X86 = "x86"
+    ONEDNN = "onednn"
+    QNNPACK = "qnnpack"
+
+
+class Scheme(enum.Enum):
+    PER_TENSOR_AFFINE = "per_tensor_affine"
+    PER_TENSOR_SYMMETRIC = "per_tensor_symmetric"
+    PER_CHANNEL_AFFINE = "per_channel_affine"
+    PER_CHANNEL_SYMMETRIC = "per_channel_symmetric"
+
+    @property
+    def per_channel(self) -> bool:
+        return self in (Scheme.PER_CHANNEL_AFFINE, Scheme.PER_CHANNEL_SYMMETRIC)
+
+    @property
+    def symmetric(self) -> bool:
+        return self in (Scheme.PER_TENSOR_SYMMETRIC, Scheme.PER_CHANNEL_SYMMETRIC)
+
+
+class QDType(enum.Enum):
+    QUINT8 = "quint8"
+    QINT8 = "qint8"
+
+
+FLOAT32_EPS = 2.0**-23
+
+
+@dataclass(frozen=True)
+class ObserverConfig:
+    """One observer: which, and what it may use of the 8 bits (PyTorch's observer arguments, by the same names)."""
+
+    observer: str
+    dtype: QDType = QDType.QUINT8
+    scheme: Scheme = Scheme.PER_TENSOR_AFFINE
+    reduce_range: bool = False
+    quant_min: int | None = None
+    quant_max: int | None = None
+    eps: float = FLOAT32_EPS
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What only this observer takes: averaging_constant, bins, percentile, scale, zero_point, ..."""
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """How one layer is quantized: the observer of its output activation and that of its weight."""
+
+    activation: ObserverConfig
+    weight: ObserverConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One entry of ``qconfig_dict``: its key as written, and the qconfig (None leaves the layers in float)."""
+
+    key: str
+    qconfig: QConfig | None
+    where: str = ""
+    """File and line, for messages."""
+
+
+@dataclass(frozen=True)
+class Stubs:
+    """Eager style: the values (or module paths whose output they are) at which quantization begins and ends."""
+
+    quant: tuple[str, ...]
+    dequant: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where batches come from."""
+
+    data: Path
+    split: str = ""
+    batch_size: int = 32
+    batches: int | None = None
+    metric: str = ""
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    threads: int = 1
+    batch: int = 1
+    warmup: int = 5
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits that make the command exit with 3 when they are missed."""
+
+    max_accuracy_drop: float | None = None
+    min_size_ratio: float | None = None
+    min_speedup: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything ``qtool quantize`` needs to know. ``fuse`` is "auto", "none" or the eager style's lists of modules."""
+
+    path: Path | None
+    model: Path
+    output: Path
+    mode: Mode
+    backend: Backend
+    rules: tuple[Rule, ...]
+    debug: bool = False
+    fuse: str | tuple[tuple[str, ...], ...] = "auto"
+    stubs: Stubs | None = None
+    """None places quantize and dequantize automatically."""
+    calibration: DataConfig | None = None
+    evaluation: DataConfig | None = None
+    latency: LatencyConfig | None = None
+    gates: Gates = Gates()
+    report_json: Path | None = None
+    resolved: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """The recipe as plain values with presets expanded, for the file and the report."""
