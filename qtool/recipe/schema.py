@@ -69,6 +69,9 @@ class QConfig:
 
     activation: ObserverConfig
     weight: ObserverConfig
+    single_rounding: bool = False
+    """Residual sums and clamps are done before the layer's one rounding: more accurate than, and so not the bits of,
+    PyTorch, which rounds the layer's output first (the preset ``accurate`` sets it)."""
 
 
 @dataclass(frozen=True)

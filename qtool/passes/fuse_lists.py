@@ -1,0 +1,77 @@
+"""Eager style: fuses exactly the module lists the recipe names, as torch.ao.quantization.fuse_modules does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from qtool.errors import RecipeError
+from qtool.ir import Graph, Node
+from qtool.passes.fold_bn import can_fold, fold_batch_norm
+from qtool.passes.fuse_activation import can_host, fuse_relu
+
+CONVS = ("conv1d", "conv2d")
+FUSABLE = (
+    *((conv, *rest) for conv in CONVS for rest in (("batch_norm",), ("batch_norm", "relu"), ("relu",))),
+    ("linear", "relu"),
+    ("linear", "batch_norm"),
+    ("linear", "batch_norm", "relu"),
+    ("add", "relu"),
+)
+
+
+def fuse_lists(graph: Graph, lists: Sequence[Sequence[str]]) -> Graph:
+    """Fuses each list of module names, such as ``[conv1, bn1, relu]``; RecipeError says why one cannot be."""
+    chains = [_find_chain(graph, names) for names in lists]
+    for chain in chains:
+        _check(graph, chain)
+    _check_distinct(chains)
+    norms = frozenset(node.name for chain in chains for node in chain if node.op == "batch_norm")
+    relus = {node.name for chain in chains for node in chain if node.op == "relu"}
+    return fuse_relu(fold_batch_norm(graph, norms), relus)
+
+
+def _find_chain(graph: Graph, names: Sequence[str]) -> list[Node]:
+    """The nodes of the named modules, each the reader of the one before (a module may be called at several places)."""
+    if len(names) < 2:
+        raise RecipeError(f"fuse: {list(names)} names {len(names)} module; expected at least two, such as [conv1, bn1]")
+    scopes = sorted({node.scope for node in graph.nodes if node.scope})
+    for name in names:
+        if name not in scopes:
+            near = get_close_matches(name, scopes, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise RecipeError(f"fuse: no module is called '{name}' in {list(names)}{hint}")
+    starts = [node for node in graph.nodes if node.scope == names[0]]
+    chain = [starts[0]]
+    for name in names[1:]:
+        readers = graph.consumers[chain[-1].outputs[0]]
+        found = [node for node in readers if node.scope == name]
+        if not found:
+            got = ", ".join(f"'{node.scope or node.name}'" for node in readers) or "nothing"
+            raise RecipeError(f"fuse: '{name}' does not read '{chain[-1].scope}' in {list(names)}: {got} does")
+        chain.append(found[0])
+    return chain
+
+
+def _check(graph: Graph, chain: Sequence[Node]) -> None:
+    names, ops = [node.scope for node in chain], tuple(node.op for node in chain)
+    if ops not in FUSABLE:
+        allowed = "; ".join(" + ".join(combination) for combination in FUSABLE)
+        raise RecipeError(f"fuse: {names} is {' + '.join(ops)}, which cannot be fused; what can: {allowed}")
+    for node, reader in zip(chain, chain[1:], strict=False):
+        if graph.sole_consumer(node.outputs[0]) is not reader:
+            raise RecipeError(f"fuse: {names} cannot be fused: the output of '{node.scope}' is read elsewhere too")
+    if ops[1] == "batch_norm" and not can_fold(graph, chain[0], chain[1]):
+        raise RecipeError(f"fuse: {names} cannot be fused: weights or statistics are not constants")
+    if ops[1] == "relu" and not can_host(graph, chain[0], chain[1]):
+        raise RecipeError(f"fuse: {names} cannot be fused: '{names[0]}' has an activation already")
+
+
+def _check_distinct(chains: Sequence[Sequence[Node]]) -> None:
+    seen: dict[str, list[str]] = {}
+    for chain in chains:
+        for node in chain:
+            names = [member.scope for member in chain]
+            if node.name in seen:
+                raise RecipeError(f"fuse: '{node.scope}' is in two lists, {seen[node.name]} and {names}")
+            seen[node.name] = names

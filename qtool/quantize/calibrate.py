@@ -1,0 +1,164 @@
+"""Runs the float graph on calibration data with observers on: Prepared -> Calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from qtool.engine.session import Session
+from qtool.errors import DataError, QtoolError, QuantizationError
+from qtool.ir import Array, QParams
+from qtool.ops import QuantRule, get
+from qtool.quantize.observers import Observer, make_observer
+from qtool.quantize.prepare import Prepared
+
+Progress = Callable[[int], None]
+"""Called after each batch with the number of samples seen so far."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an observer saw of a value, for the report."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Scale and zero_point of every quantized activation and weight, by value name of the fused float graph."""
+
+    prepared: Prepared
+    activations: Mapping[str, QParams]
+    weights: Mapping[str, QParams]
+    ranges: Mapping[str, Range]
+    samples: int
+    warnings: tuple[str, ...]
+
+
+def calibrate(
+    prepared: Prepared,
+    batches: Iterable[Mapping[str, Array]],
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Feeds the batches through the float graph and computes all quantization parameters.
+
+    Activations are observed batch by batch in execution order, as PyTorch's observers see them, and nothing is kept of
+    a batch once it is observed. Dynamic mode needs no batches. Raises DataError for NaN or Inf (naming the layer) and
+    QuantizationError where there was nothing to observe.
+    """
+    observers = [make_observer(group.config) if group.fixed is None else None for group in prepared.groups]
+    by_value = {
+        name: observer
+        for group, observer in zip(prepared.groups, observers, strict=True)
+        if observer is not None
+        for name in group.values
+    }
+    samples = 0
+    if by_value:
+        session = Session(prepared.graph.with_outputs(_computed(prepared)), threads=threads, isa=isa)
+        samples = _observe(prepared, session, by_value, batches, progress)
+    activations, ranges = _activation_qparams(prepared, observers)
+    weights = _weight_qparams(prepared)
+    warnings = [*_warnings(prepared, activations), *_weight_warnings(prepared, weights)]
+    return Calibrated(
+        prepared,
+        MappingProxyType(activations),
+        MappingProxyType(weights),
+        MappingProxyType(ranges),
+        samples,
+        tuple(warnings),
+    )
+
+
+def _computed(prepared: Prepared) -> tuple[str, ...]:
+    """The observed values that the session has to give (inputs are at hand already)."""
+    return tuple(name for name in prepared.observed if name not in prepared.graph.inputs)
+
+
+def _observe(
+    prepared: Prepared,
+    session: Session,
+    observers: Mapping[str, Observer],
+    batches: Iterable[Mapping[str, Array]],
+    progress: Progress | None,
+) -> int:
+    samples = 0
+    for feeds in batches:
+        outputs = session.run(feeds)
+        for name in prepared.observed:
+            _observe_value(prepared, observers[name], name, feeds[name] if name in feeds else outputs[name])
+        samples += len(next(iter(feeds.values())))
+        if progress is not None:
+            progress(samples)
+    if samples == 0:
+        raise QuantizationError("there is no calibration data: static quantization needs at least one batch")
+    return samples
+
+
+def _observe_value(prepared: Prepared, observer: Observer, name: str, x: Array) -> None:
+    try:
+        observer.observe(x)
+    except QtoolError as error:
+        producer = prepared.graph.producers.get(name)
+        where = f"the output of {producer.op} '{producer.name}'" if producer else f"the input '{name}'"
+        raise DataError(f"calibration of {where}: {error}") from error
+
+
+def _activation_qparams(
+    prepared: Prepared, observers: Iterable[Observer | None]
+) -> tuple[dict[str, QParams], dict[str, Range]]:
+    qparams: dict[str, QParams] = {}
+    ranges: dict[str, Range] = {}
+    for group, observer in zip(prepared.groups, observers, strict=True):
+        if observer is None:
+            assert group.fixed is not None
+            found = group.fixed
+        else:
+            found = observer.qparams()
+            low, high = observer.min_max()
+            ranges.update({name: Range(float(np.min(low)), float(np.max(high))) for name in group.values})
+        qparams.update(dict.fromkeys(group.values, found))
+    return qparams, ranges
+
+
+def _weight_qparams(prepared: Prepared) -> dict[str, QParams]:
+    """Parameters of every weight that is quantized, from the observer of the first node that uses it."""
+    found: dict[str, QParams] = {}
+    for node in prepared.graph.nodes:
+        spec = get(node.op)
+        if node.name not in prepared.qconfigs or spec.weight is None or spec.rule is not QuantRule.ACCUMULATE:
+            continue
+        name = node.inputs[spec.weight]
+        if name in found:
+            continue
+        observer = make_observer(prepared.qconfigs[node.name].weight, spec.channel_axis)
+        try:
+            observer.observe(prepared.graph.initializers[name])
+        except QtoolError as error:
+            raise QuantizationError(f"weight '{name}' of {node.op} '{node.name}': {error}") from error
+        found[name] = observer.qparams()
+    return found
+
+
+def _warnings(prepared: Prepared, activations: Mapping[str, QParams]) -> Iterable[str]:
+    for group in prepared.groups:
+        if group.fixed is None and float(activations[group.values[0]].scale[0]) <= group.config.eps:
+            yield (
+                f"'{group.values[0]}' was zero or constant in all calibration data (scale at its least, {group.config.eps:g}):"
+                " other data will saturate; calibrate with data that reaches this layer"
+            )
+
+
+def _weight_warnings(prepared: Prepared, weights: Mapping[str, QParams]) -> Iterable[str]:
+    for name, qparams in weights.items():
+        eps = min(config.weight.eps for config in prepared.qconfigs.values())
+        dead = int(np.count_nonzero(qparams.scale <= eps))
+        if dead:
+            yield f"weight '{name}': {dead} of {qparams.scale.size} channels are all zero"

@@ -1,0 +1,1 @@
+"""Frozen results of a run; rendering is the command line's."""
