@@ -225,6 +225,8 @@ QT_API int64_t qt_plan_bytes(const qt_plan* plan);                   // arena, p
 QT_API void qt_plan_free(qt_plan* plan);
 
 QT_API int32_t qt_abi(void);
+QT_API int32_t qt_op_supported(int32_t kind);   // 1 when this library has a family for the qt_op_kind
+QT_API int64_t qt_struct_bytes(const char* name);  // sizeof a struct of this header, -1 for an unknown name
 QT_API int32_t qt_isa_supported(int32_t isa);  // 1 when this CPU and its operating system run it
 // Every kernel row, one a line: "family isa name tile". Gives the bytes needed, writes at most `bytes`.
 QT_API int64_t qt_kernels(char* text, int64_t bytes);

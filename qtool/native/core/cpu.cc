@@ -1,0 +1,72 @@
+#include "core/cpu.h"
+
+#include <cstdint>
+
+#include "qtool.h"
+
+#if QT_X86
+#include <cpuid.h>
+#endif
+
+namespace qtool {
+namespace {
+
+#if QT_X86
+
+struct Leaf {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+Leaf cpuid(uint32_t leaf, uint32_t subleaf) {
+  Leaf r = {0, 0, 0, 0};
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros where the leaf does not exist
+  return r;
+}
+
+// The register sets that the operating system saves (XCR0); only to be read when cpuid says OSXSAVE.
+uint64_t saved_registers() {
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t{high} << 32) | low;
+}
+
+constexpr bool all(uint64_t have, uint64_t need) { return (have & need) == need; }
+
+int detect() {
+  const Leaf basic = cpuid(1, 0), extended = cpuid(7, 0);
+  constexpr uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;
+  if (!all(basic.ecx, kFma | kOsxsave | kAvx | kF16c)) return QT_ISA_SCALAR;
+  const uint64_t saved = saved_registers();
+  constexpr uint64_t kSse = 1u << 1, kYmm = 1u << 2, kOpmask = 1u << 5, kZmmLow = 1u << 6, kZmmHigh = 1u << 7;
+  constexpr uint32_t kAvx2 = 1u << 5;
+  if (!all(saved, kSse | kYmm) || !all(extended.ebx, kAvx2)) return QT_ISA_SCALAR;
+  constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;
+  constexpr uint32_t kVnni = 1u << 11;  // ecx
+  const bool avx512 = all(saved, kOpmask | kZmmLow | kZmmHigh) && all(extended.ebx, kF | kDq | kCd | kBw | kVl);
+  return avx512 && all(extended.ecx, kVnni) ? QT_ISA_AVX512VNNI : QT_ISA_AVX2;
+}
+
+#else
+
+int detect() { return QT_ISA_SCALAR; }
+
+#endif
+
+}  // namespace
+
+bool cpu_supports(int isa) {
+  static const int best = detect();
+  return isa >= QT_ISA_SCALAR && isa <= best;
+}
+
+const char* isa_name(int isa) {
+  switch (isa) {
+    case QT_ISA_SCALAR: return "scalar";
+    case QT_ISA_AVX2: return "avx2";
+    case QT_ISA_AVX512VNNI: return "avx512vnni";
+    case QT_ISA_AMX: return "amx";
+    default: return "?";
+  }
+}
+
+}  // namespace qtool

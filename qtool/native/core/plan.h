@@ -1,0 +1,55 @@
+// A checked description made into operators, ready to run.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/op.h"
+
+namespace qtool {
+
+struct Family {
+  int kind;
+  const char* name;
+  MakeOp make;
+  void (*list)(std::vector<KernelInfo>*);
+};
+
+const Family* find_family(int kind);  // NULL where this library has none
+std::vector<KernelInfo> all_kernels();
+
+}  // namespace qtool
+
+struct qt_plan {
+  // InvalidPlan, UnsupportedPlan, std::bad_alloc or std::system_error where it cannot be made.
+  explicit qt_plan(const qt_plan_desc& desc);
+
+  // Adds the seconds of each operator to `seconds` where that is not NULL.
+  void run(void* const* external, double* seconds);
+  const char* kernel(int op) const;  // NULL for an operator it does not have
+  int64_t bytes() const;
+
+ private:
+  struct Step {
+    std::unique_ptr<qtool::Op> op;
+    int inputs[QT_MAX_INPUTS];
+    int input_count;
+    int output;
+  };
+
+  void place_buffers(const qt_plan_desc& desc);
+  Step make_step(const qt_plan_desc& desc, const qt_op& op);
+  void bind(void* const* external);
+
+  std::atomic<bool> running_{false};
+  qtool::Memory memory_;
+  qtool::Block arena_;
+  std::shared_ptr<qtool::ThreadPool> pool_;
+  std::vector<uint8_t*> addresses_;  // of the buffers; those of external ones change with each run
+  std::vector<int> external_;        // the external buffers in order
+  std::vector<Step> steps_;
+  std::unique_ptr<qtool::Block> scratch_;
+  int64_t scratch_stride_ = 0;
+};

@@ -1,0 +1,188 @@
+// The job is published in one word, `ticket_`: the number of the job in the upper half and the chunks not yet taken in
+// the lower. Taking a chunk is one compare-and-swap, so a thread that wakes late can never take a chunk of another job
+// than it means, and nobody waits for a thread that has taken none. That also makes a forked child safe: its caller
+// takes all chunks itself.
+#include "core/pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace qtool {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kSpin(75);
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+void futex_wait(std::atomic<uint32_t>* word, uint32_t seen) {
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+}
+
+void futex_wake_all(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+int allowed_cpus() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return CPU_COUNT(&set);
+}
+
+// Calls until(): true ends the wait. False after `limit`.
+template <class F>
+bool spin(std::chrono::microseconds limit, const F& until) {
+  const Clock::time_point end = Clock::now() + limit;
+  do {
+    for (int i = 0; i < 32; i++) {
+      if (until()) return true;
+      relax();
+    }
+  } while (Clock::now() < end);
+  return false;
+}
+
+// Signals are for the threads of the program, not for the pool's.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
+}  // namespace
+
+struct ThreadPool::State {
+  int threads;
+  pid_t process = getpid();
+  std::chrono::microseconds spin_time;
+  std::vector<std::thread> workers;
+
+  std::atomic<bool> busy{false};
+  const void* data = nullptr;  // the job: written before ticket_, read by those who have a chunk of it
+  Body body = nullptr;
+  uint32_t chunks = 0;
+  alignas(64) std::atomic<uint64_t> ticket{0};
+  alignas(64) std::atomic<uint32_t> done{0};
+  alignas(64) std::atomic<uint32_t> generation{0};  // the futex word: changes with each job, and to stop
+  std::atomic<int> sleepers{0};
+  std::atomic<bool> stopping{false};
+
+  // Runs chunks of the job of `number` until none is left.
+  void work(uint32_t number, int thread) {
+    uint64_t seen = ticket.load(std::memory_order_acquire);
+    while (static_cast<uint32_t>(seen >> 32) == number && static_cast<uint32_t>(seen) != 0) {
+      if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) continue;
+      body(data, chunks - static_cast<uint32_t>(seen), thread);
+      done.fetch_add(1, std::memory_order_release);
+      seen = ticket.load(std::memory_order_acquire);
+    }
+  }
+
+  void serve(int thread) {
+    uint32_t seen = 0;
+    for (;;) {
+      const auto changed = [&] { return generation.load(std::memory_order_acquire) != seen; };
+      if (!spin(spin_time, changed)) {
+        sleepers.fetch_add(1);
+        while (generation.load() == seen) futex_wait(&generation, seen);
+        sleepers.fetch_sub(1);
+      }
+      if (stopping.load()) return;
+      seen = generation.load(std::memory_order_acquire);
+      work(seen, thread);
+    }
+  }
+
+  void wake() {
+    if (sleepers.load() > 0) futex_wake_all(&generation);
+  }
+
+  void stop() {
+    stopping.store(true);
+    generation.fetch_add(1);
+    futex_wake_all(&generation);
+    for (std::thread& worker : workers) {
+      if (process == getpid()) {
+        worker.join();
+      } else {
+        worker.detach();  // a forked child does not have it
+      }
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(new State) {
+  state_->threads = threads;
+  // With fewer CPUs than threads whoever spins keeps another from working.
+  state_->spin_time = threads <= allowed_cpus() ? kSpin : std::chrono::microseconds(0);
+  const BlockedSignals blocked;
+  try {
+    for (int i = 1; i < threads; i++) state_->workers.emplace_back([this, i] { state_->serve(i); });
+  } catch (...) {
+    state_->stop();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() { state_->stop(); }
+
+int ThreadPool::threads() const { return state_->threads; }
+
+void ThreadPool::run(int64_t chunks, Body body, const void* data) {
+  State& s = *state_;
+  // Alone: for work that cannot be shared, and where the pool is at work for another plan.
+  if (s.threads == 1 || chunks <= 1 || chunks > INT_MAX || s.busy.exchange(true, std::memory_order_acquire)) {
+    for (int64_t chunk = 0; chunk < chunks; chunk++) body(data, chunk, 0);
+    return;
+  }
+  s.body = body;
+  s.data = data;
+  s.chunks = static_cast<uint32_t>(chunks);
+  s.done.store(0, std::memory_order_relaxed);
+  const uint32_t number = s.generation.load(std::memory_order_relaxed) + 1;
+  s.ticket.store((uint64_t{number} << 32) | s.chunks, std::memory_order_release);
+  s.generation.store(number);
+  s.wake();
+  s.work(number, 0);
+  const auto finished = [&] { return s.done.load(std::memory_order_acquire) == s.chunks; };
+  while (!spin(s.spin_time, finished)) sched_yield();
+  s.busy.store(false, std::memory_order_release);
+}
+
+std::shared_ptr<ThreadPool> shared_pool(int threads) {
+  static std::mutex mutex;
+  static std::map<std::pair<pid_t, int>, std::weak_ptr<ThreadPool>> pools;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::weak_ptr<ThreadPool>& known = pools[{getpid(), threads}];
+  std::shared_ptr<ThreadPool> pool = known.lock();
+  if (pool == nullptr) known = pool = std::make_shared<ThreadPool>(threads);
+  return pool;
+}
+
+}  // namespace qtool
