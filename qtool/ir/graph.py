@@ -46,7 +46,7 @@ class Node:
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attrs: Mapping[str, Attr] = field(default=EMPTY)
+    attrs: Mapping[str, Attr] = field(default_factory=lambda: EMPTY)
     scope: str = ""
 
 
@@ -65,7 +65,7 @@ class Graph:
     values: Mapping[str, Value]
     initializers: Mapping[str, Array]
     backend: str = ""
-    meta: Mapping[str, Json] = field(default=EMPTY)
+    meta: Mapping[str, Json] = field(default_factory=lambda: EMPTY)
 
     @cached_property
     def producers(self) -> Mapping[str, Node]:
