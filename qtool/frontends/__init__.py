@@ -1,0 +1,5 @@
+"""Readers of other tools' model files."""
+
+from qtool.frontends.pth import read_state_dict
+
+__all__ = ["read_state_dict"]
