@@ -159,14 +159,15 @@ typedef struct qt_pool_args {
   float x_scale, out_scale;
 } qt_pool_args;
 
-// q[i, c, p] with the source laid out [outer][rows][cols] and the target [outer][cols][rows] when `transpose` is 1
-// (NCHW <-> NHWC: rows = C, cols = H*W for QUANTIZE), the same layout when 0.
-// `scale` has one entry, or `channels` entries for per-channel parameters along the rows.
+// The source is laid out [outer][rows][cols] and the target [outer][cols][rows] when `transpose` is 1 (NCHW to NHWC with
+// rows = C and cols = H*W, and back with rows = H*W and cols = C), as the source when 0.
+//   QUANTIZE: q = clamp(zero_point + nearbyint(x * (1 / scale))), half to even, in float32; NaN gives the smallest q
+//   DEQUANTIZE: x = scale * (q - zero_point)
 typedef struct qt_quantize_args {
   int64_t outer, rows, cols;
   int32_t transpose, zero_point;
   float scale;
-  int32_t is_signed;  // the float side sees q - 128: int8 graph inputs and outputs
+  int32_t is_signed;  // the bytes are int8, and zero_point in -128..127; else uint8 and 0..255
 } qt_quantize_args;
 
 typedef struct qt_copy_args {

@@ -1,0 +1,34 @@
+// Layout: quantize and dequantize, with or without a transposition, and copies and permutations of elements.
+//
+// With x float32, q a byte and s = 1 / scale in float32, every operation rounded by itself:
+//   quantize    q = clamp(nearbyint(x * s), -zero, 255 - zero) + zero, half to even; NaN gives the smallest q
+//   dequantize  x = scale * float(q - zero)
+// `flip` is 0x80 for int8 bytes (then zero is the zero point + 128) and 0 for uint8: it is xor-ed to each byte.
+//   transpose   y[c * y_stride + r] = x[r * x_stride + c] for r < rows, c < cols; strides in elements
+//
+// No alignment is needed, and nothing is read or written beyond what the formulas name: these kernels work on the
+// caller's own arrays. This header is all that an instruction set file includes of qtool.
+#pragma once
+
+#include <stdint.h>
+
+namespace qtool {
+
+struct QuantizeScale {
+  float scale, inverse;
+  int32_t zero;  // 0..255
+  uint8_t flip;
+};
+
+struct LayoutKernels {
+  void (*quantize)(const float* x, uint8_t* q, int64_t count, const QuantizeScale& s);
+  void (*dequantize)(const uint8_t* q, float* x, int64_t count, const QuantizeScale& s);
+  void (*transpose8)(const uint8_t* x, int64_t x_stride, uint8_t* y, int64_t y_stride, int64_t rows, int64_t cols);
+  void (*transpose32)(const uint32_t* x, int64_t x_stride, uint32_t* y, int64_t y_stride, int64_t rows, int64_t cols);
+};
+
+#define QT_KERNEL(isa, name, tile) extern const LayoutKernels name;
+#include "layout/kernels.inc"
+#undef QT_KERNEL
+
+}  // namespace qtool
