@@ -1,1 +1,49 @@
 """The operator registry: importing this package registers every operator."""
+
+from qtool.ops import (
+    activation,
+    conv,
+    elementwise,
+    embedding,
+    linear,
+    norm,
+    pool,
+    quantize,
+    reduce,
+    shape,
+)
+from qtool.ops.builder import Builder
+from qtool.ops.check import check_types
+from qtool.ops.registry import (
+    Attrs,
+    OpSpec,
+    QuantRule,
+    all_ops,
+    attrs_of,
+    get,
+    infer_node,
+    parse_attrs,
+    plain_attrs,
+    register,
+)
+from qtool.ops.table import operator_table
+
+FAMILIES = (activation, conv, elementwise, embedding, linear, norm, pool, quantize, reduce, shape)
+"""The modules whose import filled the registry."""
+
+__all__ = [
+    "FAMILIES",
+    "Attrs",
+    "Builder",
+    "OpSpec",
+    "QuantRule",
+    "all_ops",
+    "attrs_of",
+    "check_types",
+    "get",
+    "infer_node",
+    "operator_table",
+    "parse_attrs",
+    "plain_attrs",
+    "register",
+]

@@ -57,7 +57,9 @@ class Builder:
         self._initializers[full] = array
         return full
 
-    def node(self, op: str, inputs: Sequence[str], name: str = "", qparams: QParams | None = None, **attrs: Attr) -> str:
+    def node(
+        self, op: str, inputs: Sequence[str], name: str = "", qparams: QParams | None = None, **attrs: Attr
+    ) -> str:
         """Adds an operator with one output and gives the output's name.
 
         The node is called ``<module path>``, or ``<module path>.<name>``, with a number where that is taken.
@@ -65,7 +67,13 @@ class Builder:
         return self.nodes(op, inputs, 1, name, qparams, **attrs)[0]
 
     def nodes(
-        self, op: str, inputs: Sequence[str], outputs: int, name: str = "", qparams: QParams | None = None, **attrs: Attr
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: int,
+        name: str = "",
+        qparams: QParams | None = None,
+        **attrs: Attr,
     ) -> tuple[str, ...]:
         """As ``node``, for an operator with several outputs."""
         full = self._free_name(".".join(filter(None, (self.path, name or ("" if self.path else op)))))

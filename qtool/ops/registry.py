@@ -38,9 +38,9 @@ class Attrs:
 class OpSpec:
     """One operator.
 
-    ``inputs`` names the formal inputs in order; a trailing ``?`` marks an optional one, a trailing ``*`` (only the last)
-    any number of them. ``infer(attrs, input types)`` gives the output types (an optional input left out is None) and
-    raises ModelError with what was got and expected. ``reference(attrs, *arrays)`` is the float definition in NumPy
+    ``inputs`` names the formal inputs in order; a trailing ``?`` marks an optional one, a trailing ``*`` (only the
+    last) any number of them. ``infer(attrs, input types)`` gives the output types (an optional input left out is None)
+    and raises ModelError with what was got and expected. ``reference(attrs, *arrays)`` is the float definition in NumPy
     and gives a tuple of arrays. ``rule`` is None for an operator that is never quantized.
     ``kernel`` names the native lowering, "" where there is none and the reference runs.
     """

@@ -1,0 +1,203 @@
+"""Functions of one element, and the activations that other operators carry fused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from qtool.ir import Array, TensorType
+from qtool.ops.dims import axis_of, known, need_float, need_shape, product, spell
+from qtool.ops.erf import erf
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+
+Activation = Literal["none", "relu", "clamp", "hardswish"]
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class NoAttrs(Attrs):
+    """Attributes of an operator that has none."""
+
+
+@dataclass(frozen=True)
+class ClampAttrs(Attrs):
+    """y = min(max(x, low), high). A side without limit is float32's largest number, as ONNX ``Clip`` has it."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HardtanhAttrs(ClampAttrs):
+    low: float = -1.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class LeakyReluAttrs(Attrs):
+    negative_slope: float = 0.01
+
+
+@dataclass(frozen=True)
+class EluAttrs(Attrs):
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class GeluAttrs(Attrs):
+    approximate: Literal["none", "tanh"] = "none"
+
+
+@dataclass(frozen=True)
+class SoftmaxAttrs(Attrs):
+    dim: int
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, np.float32(0))
+
+
+def clamp(x: Array, low: float, high: float) -> Array:
+    return np.minimum(np.maximum(x, np.float32(low)), np.float32(high))
+
+
+def hardswish(x: Array) -> Array:
+    """x * relu6(x + 3) / 6 (Howard et al., Searching for MobileNetV3, 2019)."""
+    return x * clamp(x + np.float32(3), 0, 6) / np.float32(6)
+
+
+def hardsigmoid(x: Array) -> Array:
+    return clamp(x + np.float32(3), 0, 6) / np.float32(6)
+
+
+def sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) of a very negative x is inf, and 1 / inf the right 0
+        return np.float32(1) / (np.float32(1) + np.exp(-x))
+
+
+def leaky_relu(x: Array, slope: float) -> Array:
+    return np.where(x > 0, x, x * np.float32(slope))
+
+
+def elu(x: Array, alpha: float) -> Array:
+    return np.where(x > 0, x, np.float32(alpha) * np.expm1(np.minimum(x, np.float32(0))))
+
+
+def gelu(x: Array, approximate: str) -> Array:
+    """x * Phi(x), by erf or by tanh (Hendrycks and Gimpel, Gaussian error linear units, 2016); inside in float64."""
+    wide = x.astype(np.float64)
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+        return np.asarray(0.5 * wide * (1 + np.tanh(inner)), np.float32)
+    return np.asarray(0.5 * wide * (1 + erf(wide / math.sqrt(2))), np.float32)
+
+
+def softmax(x: Array, dim: int) -> Array:
+    powers = np.exp(x - x.max(axis=dim, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=dim, keepdims=True), np.float32)
+
+
+def prelu(x: Array, weight: Array) -> Array:
+    """One slope for all, or one a channel (axis 1)."""
+    slope = weight.reshape(-1, *([1] * (x.ndim - 2))) if weight.size > 1 else weight.reshape(())
+    return np.where(x > 0, x, x * slope)
+
+
+def activate(y: Array, activation: str, limits: Limits | None) -> Array:
+    """The activation that a conv, a linear or an add carries."""
+    if activation == "relu":
+        return relu(y)
+    if activation == "clamp":
+        assert limits is not None  # held by check_activation
+        return clamp(y, *limits)
+    return hardswish(y) if activation == "hardswish" else y
+
+
+def check_activation(activation: str, limits: Limits | None) -> None:
+    """``clamp`` needs limits, and only it has them."""
+    if activation != "clamp":
+        require(limits is None, f"clamp {limits} with activation {activation}", "clamp None")
+        return
+    require(limits is not None, "activation clamp without clamp", "clamp = (low, high)")
+    if limits is not None:
+        check_limits(*limits)
+
+
+def check_limits(low: float, high: float) -> None:
+    require(low <= high, f"limits {low} and {high}", "low <= high")
+
+
+def _same(_: Attrs, x: TensorType) -> tuple[TensorType, ...]:
+    need_float(x=x)
+    return (x,)
+
+
+def _clamp_type(attrs: ClampAttrs, x: TensorType) -> tuple[TensorType, ...]:
+    check_limits(attrs.low, attrs.high)
+    return _same(attrs, x)
+
+
+def _softmax_type(attrs: SoftmaxAttrs, x: TensorType) -> tuple[TensorType, ...]:
+    axis_of(attrs.dim, len(x.shape))
+    return _same(attrs, x)
+
+
+def _prelu_type(_: NoAttrs, x: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+    need_float(x=x, weight=weight)
+    if product(weight.shape) != 1:
+        require(len(x.shape) >= 2, f"x of shape {spell(x.shape)} with a slope a channel", "channels on axis 1")
+        need_shape("weight", weight, (known(x.shape[1], "channels"),))
+    return (x,)
+
+
+def _unary(
+    name: str,
+    function: Callable[[Any, Array], Array],
+    rule: QuantRule | None,
+    onnx: str = "",
+    attrs: type[Attrs] = NoAttrs,
+    infer: Callable[..., tuple[TensorType, ...]] = _same,
+    **more: Any,
+) -> None:
+    def reference(attrs: Attrs, x: Array) -> tuple[Array, ...]:
+        return (function(attrs, x),)
+
+    names = (onnx,) if onnx else ()
+    register(OpSpec(name, attrs, ("x",), infer, reference, rule, onnx=names, kernel=name, **more))
+
+
+SAME, FREE, FIXED = QuantRule.SAME_AS_INPUT, QuantRule.FREE, QuantRule.FIXED
+UNIT = (1.0 / 256.0, 0)
+"""Parameters of an output in [0, 1): PyTorch's ``default_fixed_qparams_range_0to1_observer``."""
+SYMMETRIC = (2.0 / 256.0, 128)
+"""Parameters of an output in [-1, 1): PyTorch's ``default_fixed_qparams_range_neg1to1_observer``."""
+
+_unary("relu", lambda _, x: relu(x), SAME, "Relu")
+_unary("relu6", lambda _, x: clamp(x, 0, 6), SAME)
+_unary("hardtanh", lambda a, x: clamp(x, a.low, a.high), SAME, "", HardtanhAttrs, _clamp_type)
+_unary("clamp", lambda a, x: clamp(x, a.low, a.high), SAME, "Clip", ClampAttrs, _clamp_type)
+_unary("leaky_relu", lambda a, x: leaky_relu(x, a.negative_slope), FREE, "LeakyRelu", LeakyReluAttrs)
+_unary("elu", lambda a, x: elu(x, a.alpha), FREE, "Elu", EluAttrs)
+_unary("hardswish", lambda _, x: hardswish(x), FREE, "HardSwish")
+_unary("hardsigmoid", lambda _, x: hardsigmoid(x), FIXED, "HardSigmoid", fixed=UNIT)
+_unary("sigmoid", lambda _, x: sigmoid(x), FIXED, "Sigmoid", fixed=UNIT)
+_unary("tanh", lambda _, x: np.tanh(x), FIXED, "Tanh", fixed=SYMMETRIC)
+_unary("gelu", lambda a, x: gelu(x, a.approximate), None, "Gelu", GeluAttrs)
+_unary("silu", lambda _, x: x * sigmoid(x), None)
+_unary("softmax", lambda a, x: softmax(x, a.dim), FIXED, "Softmax", SoftmaxAttrs, _softmax_type, fixed=UNIT)
+
+register(
+    OpSpec(
+        name="prelu",
+        attrs=NoAttrs,
+        inputs=("x", "weight"),
+        infer=_prelu_type,
+        reference=lambda _, x, weight: (prelu(x, weight),),
+        rule=FREE,
+        onnx=("PRelu",),
+    )
+)

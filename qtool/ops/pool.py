@@ -1,0 +1,222 @@
+"""Pools over one or two spatial axes, the last ones; (N, C, *size) -> (N, C, *out)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtool.ir import Array, Shape, TensorType
+from qtool.ops import geometry
+from qtool.ops.dims import known, need_float, need_rank
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+
+
+@dataclass(frozen=True)
+class PoolAttrs(Attrs):
+    """One entry a spatial axis; ``padding`` holds a pair (before, after) for each."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...] = ()
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True)
+class MaxPoolAttrs(PoolAttrs):
+    """Padding is minus infinity."""
+
+    dilation: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AvgPoolAttrs(PoolAttrs):
+    """The divisor of a window is its size, cut at the end of the padding (``count_include_pad``) or of the data."""
+
+    count_include_pad: bool = True
+
+
+@dataclass(frozen=True)
+class MaxPool1dAttrs(MaxPoolAttrs):
+    kernel_size: tuple[int]
+    stride: tuple[int]
+    padding: tuple[tuple[int, int]] = ((0, 0),)
+    dilation: tuple[int] = (1,)
+
+
+@dataclass(frozen=True)
+class MaxPool2dAttrs(MaxPoolAttrs):
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class AvgPool1dAttrs(AvgPoolAttrs):
+    kernel_size: tuple[int]
+    stride: tuple[int]
+    padding: tuple[tuple[int, int]] = ((0, 0),)
+
+
+@dataclass(frozen=True)
+class AvgPool2dAttrs(AvgPoolAttrs):
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    divisor_override: int | None = None
+
+
+@dataclass(frozen=True)
+class AdaptivePoolAttrs(Attrs):
+    """Bin i covers floor(i * size / out) to ceil((i + 1) * size / out); bins may overlap. (1, 1) is a global pool."""
+
+    output_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AdaptivePool1dAttrs(AdaptivePoolAttrs):
+    output_size: tuple[int]
+
+
+@dataclass(frozen=True)
+class AdaptivePool2dAttrs(AdaptivePoolAttrs):
+    output_size: tuple[int, int]
+
+
+def max_pool(attrs: MaxPoolAttrs, x: Array) -> Array:
+    """Works on any type, so on quantized integers as well: the order of the numbers is all it needs."""
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    out = _output_sizes(attrs, x.shape[2:], attrs.dilation)
+    padded = _pad_for(attrs, x, attrs.dilation, out, lowest)
+    taps = geometry.taps(padded, attrs.kernel_size, attrs.stride, attrs.dilation, out)
+    return np.array(functools.reduce(np.maximum, taps))
+
+
+def window_sums(attrs: AvgPoolAttrs, x: Array) -> Array:
+    """The sum over each window, padding counting 0, in the type of ``x``."""
+    dilation = (1,) * len(attrs.kernel_size)
+    out = _output_sizes(attrs, x.shape[2:], dilation)
+    padded = _pad_for(attrs, x, dilation, out, 0)
+    total = np.zeros((*x.shape[:2], *out), x.dtype)
+    for under in geometry.taps(padded, attrs.kernel_size, attrs.stride, dilation, out):
+        total += under
+    return total
+
+
+def window_divisors(attrs: AvgPoolAttrs, sizes: Sequence[int]) -> Array:
+    """What the sum of each window is divided by, int64 (*out); as ATen/native/cpu/AvgPoolKernel.cpp counts."""
+    out = _output_sizes(attrs, sizes, (1,) * len(sizes))
+    override = getattr(attrs, "divisor_override", None)
+    if override is not None:
+        return np.full(out, override, np.int64)
+    axes = zip(sizes, attrs.kernel_size, attrs.stride, attrs.padding, out, strict=True)
+    return functools.reduce(np.multiply.outer, (_counts(*axis, attrs.count_include_pad) for axis in axes))
+
+
+def _counts(size: int, kernel: int, stride: int, padding: geometry.Pair, count: int, include_pad: bool) -> Array:
+    bounds = geometry.bounds(size, kernel, stride, padding, count)
+    if include_pad:
+        return np.array([end - start for start, end in bounds], np.int64)
+    return np.array([min(end, size) - max(start, 0) for start, end in bounds], np.int64)
+
+
+def avg_pool(attrs: AvgPoolAttrs, x: Array) -> Array:
+    return np.asarray(window_sums(attrs, x) / window_divisors(attrs, x.shape[2:]).astype(np.float32), np.float32)
+
+
+def adaptive_pool(x: Array, output_size: Sequence[int], reduce: Callable[..., Array]) -> Array:
+    """``reduce`` (np.sum, np.max) over every bin; a box is reduced one axis after the other."""
+    for axis, bins in enumerate(output_size, start=2):
+        pieces = [x.take(range(*bin_), axis) for bin_ in geometry.adaptive_bins(x.shape[axis], bins)]
+        x = np.stack([reduce(piece, axis=axis) for piece in pieces], axis=axis)
+    return x
+
+
+def adaptive_counts(sizes: Sequence[int], output_size: Sequence[int]) -> Array:
+    """The number of pixels in every bin, int64 (*output_size)."""
+    counts = [
+        np.array([end - start for start, end in geometry.adaptive_bins(size, bins)], np.int64)
+        for size, bins in zip(sizes, output_size, strict=True)
+    ]
+    return functools.reduce(np.multiply.outer, counts)
+
+
+def adaptive_avg_pool(attrs: AdaptivePoolAttrs, x: Array) -> Array:
+    sums = adaptive_pool(x.astype(np.float64), attrs.output_size, np.sum)
+    return np.asarray(sums / adaptive_counts(x.shape[2:], attrs.output_size), np.float32)
+
+
+def adaptive_max_pool(attrs: AdaptivePoolAttrs, x: Array) -> Array:
+    return adaptive_pool(x, attrs.output_size, np.max)
+
+
+def _output_sizes(attrs: PoolAttrs, sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    axes = zip(sizes, attrs.kernel_size, attrs.stride, attrs.padding, dilation, strict=True)
+    return tuple(geometry.pool_size(*axis, attrs.ceil_mode) for axis in axes)
+
+
+def _pad_for(attrs: PoolAttrs, x: Array, dilation: Sequence[int], out: Sequence[int], value: float) -> Array:
+    """Pads so that every window lies inside: behind, as far as the last one reaches, which with ceil_mode may be more
+    than the padding."""
+    axes = zip(x.shape[2:], attrs.kernel_size, attrs.stride, attrs.padding, dilation, out, strict=True)
+    needed = (
+        (before, max((count - 1) * stride + geometry.extent(kernel, step) - size - before, 0))
+        for size, kernel, stride, (before, _), step, count in axes
+    )
+    return geometry.pad(x, tuple(needed), value=value)
+
+
+def pool_type(attrs: PoolAttrs, x: TensorType) -> tuple[TensorType, ...]:
+    dilation = attrs.dilation if isinstance(attrs, MaxPoolAttrs) else (1,) * len(attrs.stride)
+    sizes = _spatial(x, len(attrs.kernel_size))
+    for name, values in (("kernel_size", attrs.kernel_size), ("stride", attrs.stride), ("dilation", dilation)):
+        require(min(values) >= 1, f"{name} {values}", "at least 1")
+    for (before, after), kernel, step in zip(attrs.padding, attrs.kernel_size, dilation, strict=True):
+        limit = geometry.extent(kernel, step)
+        fits = 0 <= before < limit and 0 <= after < limit
+        require(fits, f"padding {attrs.padding}", f"at least 0 and less than the kernel {attrs.kernel_size}")
+    divisor = getattr(attrs, "divisor_override", None)
+    require(divisor is None or divisor != 0, f"divisor_override {divisor}", "another number than 0")
+    out = _output_sizes(attrs, sizes, dilation)
+    require(min(out) > 0, f"a kernel of {attrs.kernel_size} over {sizes} padded by {attrs.padding}", "one that fits")
+    return (TensorType(x.dtype, (*x.shape[:2], *out)),)
+
+
+def adaptive_type(attrs: AdaptivePoolAttrs, x: TensorType) -> tuple[TensorType, ...]:
+    sizes = _spatial(x, len(attrs.output_size))
+    require(min(attrs.output_size) >= 1, f"output_size {attrs.output_size}", "at least 1")
+    require(min(sizes) >= 1, f"a picture of size {sizes}", "at least one pixel")
+    out: Shape = attrs.output_size
+    return (TensorType(x.dtype, (*x.shape[:2], *out)),)
+
+
+def _spatial(x: TensorType, rank: int) -> tuple[int, ...]:
+    need_float(x=x)
+    need_rank("x", x, rank + 2, "NCHW" if rank == 2 else "NCL")
+    return tuple(known(dim, "spatial size") for dim in x.shape[2:])
+
+
+def _pool(
+    name: str,
+    attrs: type[Attrs],
+    infer: Callable[..., tuple[TensorType, ...]],
+    function: Callable[..., Array],
+    onnx: tuple[str, ...],
+) -> None:
+    def reference(attrs: Attrs, x: Array) -> tuple[Array, ...]:
+        return (function(attrs, x),)
+
+    register(OpSpec(name, attrs, ("x",), infer, reference, QuantRule.SAME_AS_INPUT, onnx=onnx, kernel=name))
+
+
+_pool("max_pool1d", MaxPool1dAttrs, pool_type, max_pool, ("MaxPool",))
+_pool("max_pool2d", MaxPool2dAttrs, pool_type, max_pool, ("MaxPool",))
+_pool("avg_pool1d", AvgPool1dAttrs, pool_type, avg_pool, ("AveragePool",))
+_pool("avg_pool2d", AvgPool2dAttrs, pool_type, avg_pool, ("AveragePool",))
+_pool("adaptive_avg_pool1d", AdaptivePool1dAttrs, adaptive_type, adaptive_avg_pool, ("GlobalAveragePool",))
+_pool("adaptive_avg_pool2d", AdaptivePool2dAttrs, adaptive_type, adaptive_avg_pool, ("GlobalAveragePool",))
+_pool("adaptive_max_pool1d", AdaptivePool1dAttrs, adaptive_type, adaptive_max_pool, ("GlobalMaxPool",))
+_pool("adaptive_max_pool2d", AdaptivePool2dAttrs, adaptive_type, adaptive_max_pool, ("GlobalMaxPool",))
