@@ -80,7 +80,7 @@ class QParams:
     @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest storage value."""
-        info = np.iinfo(self.dtype.numpy)
+        info = np.iinfo(self.dtype.value)
         return int(info.min), int(info.max)
 
     def quantize(self, x: NDArray[np.float32]) -> NDArray[np.generic]:
@@ -91,7 +91,7 @@ class QParams:
         inverse, zero_point = self._along_axis(np.float32(1.0) / self.scale, self.zero_point, x.ndim)
         low, high = self.limits
         steps = np.rint(x * inverse)
-        return np.clip(steps + zero_point.astype(np.float64), low, high).astype(self.dtype.numpy)
+        return np.asarray(np.clip(steps + zero_point.astype(np.float64), low, high).astype(self.dtype.numpy))
 
     def dequantize(self, q: NDArray[np.generic]) -> NDArray[np.float32]:
         """real = scale * (q - zero_point), in float32."""
