@@ -1,0 +1,14 @@
+// The checked shape of a float convolution, shared by its kernel families.
+#pragma once
+
+#include "core/op.h"
+
+namespace qtool {
+
+// Throws InvalidPlan unless every size is sound and the arrays are there. No other code checks them.
+void check_sconv(const qt_conv_args& args);
+
+// Bytes of the input, of the residual where there is one, and of the output.
+Extents sconv_extents(const qt_conv_args& args);
+
+}  // namespace qtool
