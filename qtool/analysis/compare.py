@@ -1,8 +1,8 @@
 """The Numeric Suite on one graph: where, and how much, a quantized model departs from its float one.
 
 Three views, as PyTorch's Numeric Suite has them: ``weights`` (no data needed), ``outputs`` (both models on the same
-data, the error of all layers so far) and ``shadow`` (each quantized layer beside its float twin on the quantized model's
-own input, the error of this layer alone).
+data, the error of all layers so far) and ``shadow`` (each quantized layer beside its float twin on the quantized
+model's own input, the error of this layer alone).
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
+from qtool.engine.session import Session
 
 from qtool.analysis.shadow import shadow_graph
 from qtool.analysis.signal import Signal
-from qtool.engine.session import Session
 from qtool.errors import ModelError
 from qtool.ir import Array, Graph
 from qtool.ops import get
@@ -106,9 +105,7 @@ def compare(
     pair = Pair.of(float_graph, quant_graph)
     twins = {name: real for name, real in float_names(pair.quantized).items() if _is_activation(pair, name)}
     shadows = shadow_graph(pair.fused, pair.quantized)
-    float_session = Session(
-        pair.fused.with_outputs(tuple(dict.fromkeys(twins.values()))), threads=threads, isa=isa
-    )
+    float_session = Session(pair.fused.with_outputs(tuple(dict.fromkeys(twins.values()))), threads=threads, isa=isa)
     shadow_session = Session(shadows.graph, threads=threads, isa=isa)
     outputs = {name: Signal() for name in twins}
     shadow = {name: Signal() for name in shadows.twins}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +39,10 @@ def time_interleaved(
     warmup: int = 5,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Timing, ...]:
-    """Runs each contender once a round until ``seconds`` per contender have passed, after ``warmup`` rounds that are not
-    counted; at least five rounds. ``progress`` gets the share of the time that has passed."""
+    """Runs each contender once a round until ``seconds`` per contender have passed, and for at least five rounds.
+
+    ``warmup`` rounds before are not counted. ``progress`` gets the share of the time that has passed.
+    """
     for run in [run for _ in range(warmup) for run in runs]:
         run()
     samples: list[list[float]] = [[] for _ in runs]

@@ -48,9 +48,7 @@ def shadow_graph(fused: Graph, quantized: Graph) -> Shadowed:
             twins[out] = name
     activations = [name for name in reals if name in quantized.producers]
     outputs = tuple(dict.fromkeys([*activations, *twins.values()]))
-    return Shadowed(
-        remake(quantized, nodes, values=values.values(), initializers=arrays, outputs=outputs), twins
-    )
+    return Shadowed(remake(quantized, nodes, values=values.values(), initializers=arrays, outputs=outputs), twins)
 
 
 def _copy(graph: Graph, name: str, nodes: list[Node], values: dict[str, Value]) -> str:

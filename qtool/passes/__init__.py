@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from qtool.errors import QtoolError
-from qtool.ir import Graph
+from qtool.errors import ModelError
+from qtool.ir import Graph, Json
 from qtool.ir.verify import verify
 from qtool.ops.check import check_types
 from qtool.passes.clean import drop_dead, drop_identities, fold_constants
@@ -15,7 +17,7 @@ from qtool.passes.fuse_lists import fuse_lists
 from qtool.passes.fuse_residual import fuse_residual
 from qtool.passes.lower_qdq import float_names, lower_qdq, quantized_name
 
-__all__ = ["clean", "float_names", "fuse", "lower_qdq", "quantized_name", "run_passes"]
+__all__ = ["Fusion", "clean", "float_names", "fuse", "lower_qdq", "quantized_name", "run_passes"]
 
 Pass = Callable[[Graph], Graph]
 
@@ -27,28 +29,47 @@ CLEAN: tuple[Pass, ...] = (
 )
 
 
-def fuse(
-    graph: Graph,
-    mode: str | Sequence[Sequence[str]] = "auto",
-    *,
-    residual: Collection[str] = (),
-    clamp: Collection[str] = (),
-) -> Graph:
-    """Fuses layers as the recipe's ``fuse`` says: "auto", "none", or lists of module names.
+@dataclass(frozen=True)
+class Fusion:
+    """What to fuse: ``mode`` is "auto", "none", or lists of module names as the recipe has them.
 
     ``residual`` and ``clamp`` name the convolutions and linears that may take over a residual add (one rounding) or a
     clamp other than relu (finer scale), which changes bits against PyTorch; they matter for "auto" only.
     """
-    if mode == "none":
+
+    mode: str | tuple[tuple[str, ...], ...] = "auto"
+    residual: tuple[str, ...] = ()
+    clamp: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain values for the file, so that the same fusion can be repeated on the float model."""
+        mode: Json = self.mode if isinstance(self.mode, str) else [list(names) for names in self.mode]
+        return {"mode": mode, "residual": list(self.residual), "clamp": list(self.clamp)}
+
+    @staticmethod
+    def from_json(plain: Any) -> Fusion:
+        """The inverse of ``to_json``; ModelError for anything else."""
+        try:
+            mode = plain["mode"]
+            lists = mode if isinstance(mode, str) else tuple(tuple(map(str, names)) for names in mode)
+            return Fusion(lists, tuple(map(str, plain["residual"])), tuple(map(str, plain["clamp"])))
+        except (TypeError, KeyError):
+            raise ModelError("the file does not record how its layers were fused; quantize the model again") from None
+
+
+def fuse(graph: Graph, fusion: Fusion = Fusion()) -> Graph:
+    """The graph with layers fused; RecipeError for a list of modules that cannot be."""
+    if fusion.mode == "none":
         return clean(graph)
-    if not isinstance(mode, str):
-        return run_passes(graph, (*CLEAN, lambda g: fuse_lists(g, mode)))
+    if not isinstance(fusion.mode, str):
+        lists = fusion.mode
+        return run_passes(graph, (*CLEAN, lambda g: fuse_lists(g, lists)))
     passes: tuple[Pass, ...] = (
         *CLEAN,
         fold_batch_norm,  # before activations: the batch norm stands between
         fuse_relu,  # before residual: the add then carries its relu along
-        lambda g: fuse_clamp(g, clamp),
-        lambda g: fuse_residual(g, residual),
+        lambda g: fuse_clamp(g, fusion.clamp),
+        lambda g: fuse_residual(g, fusion.residual),
         drop_dead,
     )
     return run_passes(graph, passes)
@@ -68,7 +89,7 @@ def run_passes(graph: Graph, passes: Sequence[Pass]) -> Graph:
         try:
             verify(graph)
             check_types(graph)
-        except QtoolError as error:
+        except ModelError as error:
             name = getattr(step, "__name__", f"number {number}")
             raise AssertionError(f"pass {name} broke the graph: {error}") from error
     return graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 
 from qtool.errors import RecipeError
 from qtool.ir import Graph, Node
@@ -58,7 +59,7 @@ def _check(graph: Graph, chain: Sequence[Node]) -> None:
     if ops not in FUSABLE:
         allowed = "; ".join(" + ".join(combination) for combination in FUSABLE)
         raise RecipeError(f"fuse: {names} is {' + '.join(ops)}, which cannot be fused; what can: {allowed}")
-    for node, reader in zip(chain, chain[1:], strict=False):
+    for node, reader in pairwise(chain):
         if graph.sole_consumer(node.outputs[0]) is not reader:
             raise RecipeError(f"fuse: {names} cannot be fused: the output of '{node.scope}' is read elsewhere too")
     if ops[1] == "batch_norm" and not can_fold(graph, chain[0], chain[1]):

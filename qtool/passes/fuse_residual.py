@@ -28,7 +28,7 @@ def fuse_residual(graph: Graph, hosts: Collection[str]) -> Graph:
             continue
         host = max(candidates, key=lambda node: order[node.name])
         other = next(name for name in add.inputs if name != host.outputs[0])
-        inputs = (*host.inputs, "")[:3] + (other,)
+        inputs = (*(*host.inputs, "")[:3], other)
         attrs = {**host.attrs, "activation": attrs_of(add).activation}
         replaced[host.name] = None
         replaced[add.name] = replace(host, inputs=inputs, outputs=add.outputs, attrs=attrs)

@@ -1,4 +1,4 @@
-"""Turns a graph with explicit quantize and dequantize nodes around float operators into the int8 graph it stands for."""
+"""Turns a graph with quantize and dequantize nodes around float operators into the int8 graph it stands for."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-
 from qtool.engine.session import Session
+
 from qtool.errors import DataError, QtoolError, QuantizationError
 from qtool.ir import Array, QParams
 from qtool.ops import QuantRule, get
@@ -151,8 +151,8 @@ def _warnings(prepared: Prepared, activations: Mapping[str, QParams]) -> Iterabl
     for group in prepared.groups:
         if group.fixed is None and float(activations[group.values[0]].scale[0]) <= group.config.eps:
             yield (
-                f"'{group.values[0]}' was zero or constant in all calibration data (scale at its least, {group.config.eps:g}):"
-                " other data will saturate; calibrate with data that reaches this layer"
+                f"'{group.values[0]}' was zero or constant in all calibration data (scale at its least,"
+                f" {group.config.eps:g}): other data will saturate; calibrate with data that reaches this layer"
             )
 
 

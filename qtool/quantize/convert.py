@@ -25,7 +25,7 @@ def convert(calibrated: Calibrated, *, debug: bool = False, meta: Mapping[str, J
     """
     prepared = calibrated.prepared
     explicit = _dynamic(calibrated) if prepared.options.mode is Mode.DYNAMIC else _static(calibrated)
-    recorded = {**prepared.graph.meta, **(meta or {}), "debug": debug}
+    recorded = {**prepared.graph.meta, **(meta or {}), "debug": debug, "fusion": prepared.fusion.to_json()}
     explicit = replace(explicit, backend=prepared.options.backend.value, meta=recorded)
     return explicit if debug else lower_qdq(explicit)
 

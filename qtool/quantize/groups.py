@@ -48,9 +48,7 @@ def make_groups(graph: Graph, qconfigs: Mapping[str, QConfig]) -> tuple[Observer
     )
 
 
-def _join(
-    graph: Graph, node: Node, config: ObserverConfig, sets: _DisjointSets, fixed: dict[str, QParams]
-) -> None:
+def _join(graph: Graph, node: Node, config: ObserverConfig, sets: _DisjointSets, fixed: dict[str, QParams]) -> None:
     spec = get(node.op)
     inputs = activation_inputs(graph, node)
     if spec.rule is QuantRule.FIXED and spec.fixed is not None:

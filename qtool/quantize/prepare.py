@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from qtool.recipe.match import Matches, resolve
+
 from qtool.errors import QuantizationError
 from qtool.ir import DType, Graph, Node
 from qtool.ops import QuantRule, get
-from qtool.passes import fuse
+from qtool.passes import Fusion, fuse
 from qtool.quantize.groups import ObserverGroup, activation_inputs, make_groups
 from qtool.quantize.stubs import region_of
-from qtool.recipe.match import Matches, resolve
 from qtool.recipe.schema import Backend, Mode, QConfig, Rule, Stubs
 
 DYNAMIC_OPS = ("linear",)
@@ -46,6 +47,7 @@ class Prepared:
     """
 
     graph: Graph
+    fusion: Fusion
     options: PrepareOptions
     qconfigs: Mapping[str, QConfig]
     groups: tuple[ObserverGroup, ...]
@@ -67,7 +69,8 @@ def prepare(graph: Graph, rules: Sequence[Rule], options: PrepareOptions = Prepa
     Raises RecipeError for a rule that matches nothing and QuantizationError when nothing is left to quantize.
     """
     matches = resolve(rules, graph.nodes)
-    fused = _fuse(graph, matches, options)
+    fusion = _fusion(graph, matches, options)
+    fused = fuse(graph, fusion)
     reasons = _reasons(fused, matches, options)
     chosen = {node.name: config for node in fused.nodes if not reasons[node.name] and (config := matches.of(node.name))}
     if not chosen:
@@ -75,15 +78,16 @@ def prepare(graph: Graph, rules: Sequence[Rule], options: PrepareOptions = Prepa
         raise QuantizationError(f"nothing in '{graph.name}' would be quantized: {why}")
     groups = () if options.mode is Mode.DYNAMIC else make_groups(fused, chosen)
     fallbacks = tuple(Fallback(n.name, n.op, reasons[n.name]) for n in fused.nodes if reasons[n.name])
-    return Prepared(fused, options, MappingProxyType(chosen), groups, fallbacks, matches)
+    return Prepared(fused, fusion, options, MappingProxyType(chosen), groups, fallbacks, matches)
 
 
-def _fuse(graph: Graph, matches: Matches, options: PrepareOptions) -> Graph:
-    single = {node.name for node in graph.nodes if (config := matches.of(node.name)) and config.single_rounding}
-    summing = {node.name for node in graph.nodes if matches.of(node.name)} if options.backend is Backend.ONEDNN else set()
+def _fusion(graph: Graph, matches: Matches, options: PrepareOptions) -> Fusion:
+    """PyTorch's fusions, and those with a single rounding where the qconfig or the backend has them."""
     if options.mode is Mode.DYNAMIC:
-        single, summing = set(), set()
-    return fuse(graph, options.fuse, residual=single | summing, clamp=single)
+        return Fusion(options.fuse)
+    configs = {node.name: config for node in graph.nodes if (config := matches.of(node.name))}
+    single = tuple(name for name, config in configs.items() if config.single_rounding)
+    return Fusion(options.fuse, tuple(configs) if options.backend is Backend.ONEDNN else single, single)
 
 
 def _reasons(graph: Graph, matches: Matches, options: PrepareOptions) -> dict[str, str]:

@@ -49,8 +49,8 @@ def _check(graph: Graph, region: Sequence[Node], quantized: set[str], ends: set[
         floats = [name for name in activation_inputs(graph, node) if name not in inner]
         if floats:
             raise RecipeError(
-                f"stubs: '{node.scope or node.name}' reads '{floats[0]}', which is float there, together with a quantized"
-                " value; add a quant point for it, or a dequant point before"
+                f"stubs: '{node.scope or node.name}' reads '{floats[0]}', which is float there, together with a"
+                " quantized value; add a quant point for it, or a dequant point before"
             )
     for name in graph.outputs:
         if name in inner:

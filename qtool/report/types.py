@@ -8,6 +8,9 @@ from typing import Any
 
 SCHEMA = "qtool.report/1"
 
+Real = float
+"""The built-in type, for the class below that has a field of that name (as the report's JSON does)."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -26,13 +29,13 @@ class Accuracy:
     """A metric of both models over the same ``n`` samples. ``higher_is_better`` tells which way a drop goes."""
 
     metric: str
-    float: float
-    quant: float
+    float: Real
+    quant: Real
     n: int
     higher_is_better: bool = True
 
     @property
-    def drop(self) -> float:
+    def drop(self) -> Real:
         """How much was lost, positive for worse, in the metric's own unit."""
         lost = self.float - self.quant
         return lost if self.higher_is_better else -lost

@@ -1,0 +1,61 @@
+"""qtool turns a float neural network into an int8 one: smaller, faster on a CPU, as accurate.
+
+The command line is ``qtool``; from Python::
+
+    graph  = qtool.load("float.npz")
+    result = qtool.quantize(graph, {"": qtool.get_default_qconfig("fbgemm")}, batches)
+    y      = qtool.Session(result.graph, threads=1).run({"x": x})
+
+Names are imported when they are first used, so that ``import qtool`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qtool.analysis.compare import compare
+    from qtool.engine.session import Session
+    from qtool.ir.npz import load, save
+    from qtool.passes import fuse
+    from qtool.quantize import calibrate, convert, prepare, quantize
+    from qtool.recipe.presets import get_default_dynamic_qconfig, get_default_qconfig
+
+__all__ = [
+    "Session",
+    "calibrate",
+    "compare",
+    "convert",
+    "fuse",
+    "get_default_dynamic_qconfig",
+    "get_default_qconfig",
+    "load",
+    "prepare",
+    "quantize",
+    "save",
+]
+
+_HOMES = {
+    "Session": "qtool.engine.session",
+    "calibrate": "qtool.quantize",
+    "compare": "qtool.analysis.compare",
+    "convert": "qtool.quantize",
+    "fuse": "qtool.passes",
+    "get_default_dynamic_qconfig": "qtool.recipe.presets",
+    "get_default_qconfig": "qtool.recipe.presets",
+    "load": "qtool.ir.npz",
+    "prepare": "qtool.quantize",
+    "quantize": "qtool.quantize",
+    "save": "qtool.ir.npz",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qtool' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
