@@ -86,12 +86,15 @@ class QParams:
     def quantize(self, x: NDArray[np.float32]) -> NDArray[np.generic]:
         """q = clamp(zero_point + nearbyint(x * (1 / scale))), half to even, in float32 (FBGEMM ``QuantUtils.h``).
 
-        The clamp is that of the storage type, not of the range the scale was chosen for, as in PyTorch.
+        The clamp is that of the storage type, not of the range the scale was chosen for, as in PyTorch. NaN gives the
+        smallest storage value.
         """
         inverse, zero_point = self._along_axis(np.float32(1.0) / self.scale, self.zero_point, x.ndim)
         low, high = self.limits
-        steps = np.rint(x * inverse)
-        return np.asarray(np.clip(steps + zero_point.astype(np.float64), low, high).astype(self.dtype.numpy))
+        with np.errstate(over="ignore"):  # what overflows to infinity is clamped
+            steps = np.rint(x * inverse)
+        clamped = np.fmin(np.fmax(steps + zero_point.astype(np.float64), low), high)
+        return np.asarray(clamped.astype(self.dtype.numpy))
 
     def dequantize(self, q: NDArray[np.generic]) -> NDArray[np.float32]:
         """real = scale * (q - zero_point), in float32."""

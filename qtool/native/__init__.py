@@ -1,0 +1,7 @@
+"""The Python face of the native engine (``libqtool.so``, a C ABI loaded with ctypes). It knows arrays, not graphs."""
+
+from qtool.native.abi import Kind
+from qtool.native.library import KernelRow, available, kernels, supported_isas, supports, why_not
+from qtool.native.plan import Buffer, Op, Plan
+
+__all__ = ["Buffer", "KernelRow", "Kind", "Op", "Plan", "available", "kernels", "supported_isas", "supports", "why_not"]

@@ -1,0 +1,280 @@
+"""The C header ``qtool.h`` as ctypes: the same names in the same order (a test compares the two)."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Mapping
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.errors import EngineError
+
+ABI = 1
+MAX_INPUTS = 4
+SLACK = 4096
+"""Bytes after the end of anything in the arena that kernels may read."""
+
+ISAS = ("scalar", "avx2", "avx512vnni", "amx")
+"""Names of ``qt_isa`` by value."""
+
+
+class Status(enum.IntEnum):
+    OK = 0
+    INVALID = 1
+    NO_MEMORY = 2
+    UNSUPPORTED = 3
+
+
+class Kind(enum.IntEnum):
+    """``qt_op_kind``."""
+
+    QCONV = 0
+    SCONV = 1
+    QLINEAR_DYNAMIC = 2
+    QBINARY = 3
+    SBINARY = 4
+    LUT = 5
+    SUNARY = 6
+    QPOOL = 7
+    SPOOL = 8
+    QUANTIZE = 9
+    DEQUANTIZE = 10
+    COPY = 11
+    PERMUTE = 12
+    SAFFINE = 13
+    SSOFTMAX = 14
+    SLAYERNORM = 15
+
+
+class Binary(enum.IntEnum):
+    ADD = 0
+    SUB = 1
+    MUL = 2
+    DIV = 3
+
+
+class Unary(enum.IntEnum):
+    CLAMP = 0
+    LEAKY_RELU = 1
+    ELU = 2
+    HARDSWISH = 3
+    HARDSIGMOID = 4
+    SIGMOID = 5
+    TANH = 6
+    GELU = 7
+    GELU_TANH = 8
+    SILU = 9
+
+
+class Pool(enum.IntEnum):
+    MAX = 0
+    AVERAGE = 1
+
+
+def _ints(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_int32) for name in names.split()]
+
+
+def _longs(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_int64) for name in names.split()]
+
+
+def _floats(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_float) for name in names.split()]
+
+
+def _pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_void_p) for name in names.split()]
+
+
+class Args(ctypes.Structure):
+    """Arguments of one operator. Build it with ``make``, which keeps the arrays that it points to alive."""
+
+    c_name: ClassVar[str]
+    arrays: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The element types that each pointer may have."""
+
+
+A = TypeVar("A", bound=Args)
+
+
+def make(cls: type[A], /, **fields: Any) -> A:
+    """An ``Args`` from plain numbers, arrays (for pointers), other ``Args`` and None.
+
+    EngineError for an array of another element type or one that is not C-contiguous.
+    """
+    args = cls()
+    kept = []
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray | Args):
+            kept.append(value)
+        setattr(args, name, _plain(cls, name, value))
+    args.kept = kept  # ctypes structures take attributes; the pointers stay good for as long as the structure lives
+    return args
+
+
+def _plain(cls: type[Args], name: str, value: Any) -> Any:
+    if isinstance(value, Args):
+        return ctypes.addressof(value)
+    return _address(cls, name, value) if isinstance(value, np.ndarray) else value
+
+
+def _address(cls: type[Args], name: str, array: NDArray[Any]) -> int:
+    allowed = cls.arrays[name]
+    if array.dtype.name not in allowed or not array.flags.c_contiguous:
+        order = "contiguous" if array.flags.c_contiguous else "strided"
+        raise EngineError(f"{cls.c_name}.{name}: got {order} {array.dtype.name}, expected {' or '.join(allowed)}")
+    return array.ctypes.data
+
+
+class ConvArgs(Args):
+    c_name = "qt_conv_args"
+    arrays: ClassVar = {
+        "weight": ("int8", "float32"),
+        "bias_i32": ("int32",),
+        "bias_f32": ("float32",),
+        "multiplier": ("float32",),
+        "lut": ("uint8",),
+    }
+    _fields_: ClassVar = [
+        *_ints("batch in_height in_width in_channels out_height out_width out_channels kernel_height kernel_width"),
+        *_ints("stride_height stride_width pad_top pad_left dilation_height dilation_width groups"),
+        *_ints("x_zero out_zero out_min out_max residual res_zero"),
+        *_floats("res_multiplier out_min_f out_max_f"),
+        *_pointers("weight bias_i32 bias_f32 multiplier add lut"),
+    ]
+
+
+class LinearDynamicArgs(Args):
+    c_name = "qt_linear_dynamic_args"
+    arrays: ClassVar = {"weight": ("int8",), "w_scale": ("float32",), "bias": ("float32",)}
+    _fields_: ClassVar = [
+        *_longs("rows"),
+        *_ints("in_features out_features reduce_range row_wise"),
+        *_floats("out_min_f out_max_f"),
+        *_pointers("weight w_scale bias"),
+    ]
+
+
+class BinaryArgs(Args):
+    c_name = "qt_binary_args"
+    _fields_: ClassVar = [
+        *_longs("rows"),
+        *_ints("channels kind b_broadcast reserved"),
+        *_longs("rows_per_b"),
+        *_floats("a_scale b_scale inv_scale"),
+        *_ints("a_zero b_zero out_zero out_min out_max fixed_point a_multiplier b_multiplier offset shift"),
+        *_floats("out_min_f out_max_f"),
+    ]
+
+
+class LutArgs(Args):
+    c_name = "qt_lut_args"
+    arrays: ClassVar = {"table": ("uint8",)}
+    _fields_: ClassVar = [*_longs("count"), *_pointers("table")]
+
+
+class UnaryArgs(Args):
+    c_name = "qt_unary_args"
+    _fields_: ClassVar = [*_longs("count"), *_ints("kind"), *_floats("a b")]
+
+
+class PoolArgs(Args):
+    c_name = "qt_pool_args"
+    _fields_: ClassVar = [
+        *_ints("kind batch in_height in_width channels out_height out_width kernel_height kernel_width"),
+        *_ints("stride_height stride_width pad_top pad_left dilation_height dilation_width"),
+        *_ints("count_include_pad pad_bottom pad_right divisor_override adaptive x_zero out_zero"),
+        *_floats("x_scale out_scale"),
+    ]
+
+
+class QuantizeArgs(Args):
+    c_name = "qt_quantize_args"
+    _fields_: ClassVar = [
+        *_longs("outer rows cols"),
+        *_ints("transpose zero_point"),
+        *_floats("scale"),
+        *_ints("is_signed"),
+    ]
+
+
+class CopyArgs(Args):
+    c_name = "qt_copy_args"
+    arrays: ClassVar = {"lut": ("uint8",)}
+    _fields_: ClassVar = [
+        *_longs("rows row_bytes in_stride out_stride in_offset out_offset"),
+        *_pointers("lut"),
+    ]
+
+
+class PermuteArgs(Args):
+    c_name = "qt_permute_args"
+    _fields_: ClassVar = [
+        *_ints("rank element_bytes"),
+        ("shape", c_int64 * 6),
+        ("order", c_int32 * 6),
+    ]
+
+
+class AffineArgs(Args):
+    c_name = "qt_affine_args"
+    arrays: ClassVar = {"scale": ("float32",), "shift": ("float32",)}
+    _fields_: ClassVar = [*_longs("rows"), *_ints("channels"), *_pointers("scale shift")]
+
+
+class RowsArgs(Args):
+    c_name = "qt_rows_args"
+    arrays: ClassVar = {"scale": ("float32",), "shift": ("float32",)}
+    _fields_: ClassVar = [*_longs("rows"), *_ints("n"), *_floats("eps"), *_pointers("scale shift")]
+
+
+class CBuffer(ctypes.Structure):
+    c_name = "qt_buffer"
+    _fields_: ClassVar = [*_ints("kind reserved"), *_longs("offset bytes")]
+
+
+class COp(ctypes.Structure):
+    c_name = "qt_op"
+    _fields_: ClassVar = [
+        *_ints("kind input_count"),
+        ("inputs", c_int32 * MAX_INPUTS),
+        *_ints("output reserved"),
+        ("args", c_void_p),
+        ("kernel", c_char_p),
+    ]
+
+
+class CPlanDesc(ctypes.Structure):
+    c_name = "qt_plan_desc"
+    _fields_: ClassVar = [
+        *_ints("abi isa threads buffer_count op_count reserved"),
+        *_longs("arena_bytes"),
+        ("buffers", ctypes.POINTER(CBuffer)),
+        ("ops", ctypes.POINTER(COp)),
+    ]
+
+
+ARGS: Mapping[Kind, type[Args]] = {
+    Kind.QCONV: ConvArgs,
+    Kind.SCONV: ConvArgs,
+    Kind.QLINEAR_DYNAMIC: LinearDynamicArgs,
+    Kind.QBINARY: BinaryArgs,
+    Kind.SBINARY: BinaryArgs,
+    Kind.LUT: LutArgs,
+    Kind.SUNARY: UnaryArgs,
+    Kind.QPOOL: PoolArgs,
+    Kind.SPOOL: PoolArgs,
+    Kind.QUANTIZE: QuantizeArgs,
+    Kind.DEQUANTIZE: QuantizeArgs,
+    Kind.COPY: CopyArgs,
+    Kind.PERMUTE: PermuteArgs,
+    Kind.SAFFINE: AffineArgs,
+    Kind.SSOFTMAX: RowsArgs,
+    Kind.SLAYERNORM: RowsArgs,
+}
+"""The argument structure of each kind of operator."""

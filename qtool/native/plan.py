@@ -1,0 +1,134 @@
+"""A native plan: a list of operators over numbered buffers, checked and packed once, run many times."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.errors import EngineError
+from qtool.native import abi
+from qtool.native.library import library, supported_isas
+
+ERROR_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of a plan: ``bytes`` at ``offset`` of its arena, or an array of the caller where ``offset`` is None."""
+
+    bytes: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: ``inputs`` and ``output`` number the plan's buffers; ``kernel`` names the one row to use."""
+
+    kind: abi.Kind
+    inputs: tuple[int, ...]
+    output: int
+    args: abi.Args
+    kernel: str | None = None
+
+
+def isa_value(isa: str | None) -> int:
+    """The ``qt_isa`` of a name; None is the best of this CPU. EngineError for one that is not to be had."""
+    have = supported_isas()
+    if isa is None:
+        return abi.ISAS.index(have[-1]) if have else 0
+    if isa not in have:
+        known = "this CPU does not have it" if isa in abi.ISAS else "there is no such instruction set"
+        raise EngineError(f"instruction set '{isa}': {known}; expected one of {', '.join(have)}")
+    return abi.ISAS.index(isa)
+
+
+class Plan:
+    """Runs a list of operators in one native call.
+
+    ``run`` takes one C-contiguous array for each external buffer, in order. It lets other Python threads work, and
+    raises EngineError when it is called while it runs already.
+    """
+
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        buffers: Sequence[Buffer],
+        arena_bytes: int,
+        *,
+        isa: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._external = tuple(buffer.bytes for buffer in buffers if buffer.offset is None)
+        self._op_count = len(ops)
+        self._handle = _create(ops, buffers, arena_bytes, isa_value(isa), threads)
+        self._finalizer = weakref.finalize(self, library().qt_plan_free, self._handle)
+
+    def run(self, *arrays: NDArray[Any]) -> None:
+        """Reads and writes the arrays in place."""
+        addresses = self._addresses(arrays)
+        error = ctypes.create_string_buffer(ERROR_BYTES)
+        _check(library().qt_plan_run(self._handle, addresses, error, ERROR_BYTES), error)
+
+    def profile(self, *arrays: NDArray[Any]) -> list[float]:
+        """As ``run``; gives the seconds of each operator."""
+        addresses = self._addresses(arrays)
+        seconds = (ctypes.c_double * max(1, self._op_count))()
+        error = ctypes.create_string_buffer(ERROR_BYTES)
+        _check(library().qt_plan_profile(self._handle, addresses, seconds, error, ERROR_BYTES), error)
+        return list(seconds)[: self._op_count]
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Name of the kernel row that each operator runs on."""
+        names = (library().qt_plan_kernel(self._handle, i) for i in range(self._op_count))
+        return tuple(name.decode() for name in names)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the plan: arena, packed weights and scratch."""
+        return int(library().qt_plan_bytes(self._handle))
+
+    def _addresses(self, arrays: Sequence[NDArray[Any]]) -> Any:
+        if len(arrays) != len(self._external):
+            raise EngineError(f"got {len(arrays)} arrays, expected {len(self._external)}")
+        for i, (array, size) in enumerate(zip(arrays, self._external, strict=True)):
+            if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or array.nbytes != size:
+                what = f"{array.nbytes} bytes" if isinstance(array, np.ndarray) else type(array).__name__
+                raise EngineError(f"array {i}: got {what}, expected a C-contiguous array of {size} bytes")
+        return (ctypes.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))
+
+
+def _create(ops: Sequence[Op], buffers: Sequence[Buffer], arena_bytes: int, isa: int, threads: int) -> int:
+    c_buffers = (abi.CBuffer * max(1, len(buffers)))()
+    for i, buffer in enumerate(buffers):
+        c_buffers[i] = abi.CBuffer(int(buffer.offset is None), 0, buffer.offset or 0, buffer.bytes)
+    c_ops = (abi.COp * max(1, len(ops)))(*map(_c_op, ops))
+    desc = abi.CPlanDesc(abi.ABI, isa, threads, len(buffers), len(ops), 0, arena_bytes, c_buffers, c_ops)
+    handle = ctypes.c_void_p()
+    error = ctypes.create_string_buffer(ERROR_BYTES)
+    status = library().qt_plan_create(ctypes.byref(desc), ctypes.byref(handle), error, ERROR_BYTES)
+    _check(status, error)
+    assert handle.value is not None
+    return handle.value
+
+
+def _c_op(op: Op) -> abi.COp:
+    if len(op.inputs) > abi.MAX_INPUTS:
+        raise EngineError(f"operator {op.kind.name} has {len(op.inputs)} inputs, expected at most {abi.MAX_INPUTS}")
+    if not isinstance(op.args, abi.ARGS[op.kind]):
+        got, expected = type(op.args).__name__, abi.ARGS[op.kind].__name__
+        raise EngineError(f"operator {op.kind.name} has {got}, expected {expected}")
+    inputs = (ctypes.c_int32 * abi.MAX_INPUTS)(*op.inputs)
+    kernel = op.kernel.encode() if op.kernel is not None else None
+    return abi.COp(int(op.kind), len(op.inputs), inputs, op.output, 0, ctypes.addressof(op.args), kernel)
+
+
+def _check(status: int, error: ctypes.Array[ctypes.c_char]) -> None:
+    if status != abi.Status.OK:
+        raise EngineError(error.value.decode(errors="replace"))

@@ -1,0 +1,76 @@
+"""The whole session: which qtool is tested, and which instruction sets were covered."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _test_the_installed_package() -> None:
+    """``python -m pytest`` puts the checkout first on the path, where there is no native library: the installed qtool
+    is to be tested where there is one. An editable install, which has no Python file of its own, leaves things as
+    they are."""
+    others = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    if any((Path(entry) / "qtool" / "errors.py").is_file() for entry in others):
+        sys.path[:] = others
+
+
+_test_the_installed_package()
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from qtool import native  # noqa: E402
+
+settings.register_profile("qtool", deadline=None, derandomize=True)
+settings.load_profile("qtool")
+
+
+@pytest.fixture(scope="session")
+def need_native() -> None:
+    """Skips with the reason where the native library is not there."""
+    if not native.available():
+        pytest.skip(native.why_not())
+
+
+def _uncovered() -> list[str]:
+    """Kernel rows that this CPU can run and no test did."""
+    import kernels
+
+    usable = native.supported_isas()
+    return [r.name for r in native.kernels() if r.isa in usable and r.name not in kernels.covered]
+
+
+def _is_whole_run(config: pytest.Config) -> bool:
+    """Whether everything was asked for: part of the tests need not cover all kernels."""
+    chosen = {(config.invocation_params.dir / arg).resolve() for arg in config.args}
+    narrowed = config.option.keyword or config.option.markexpr not in ("", "not peers") or config.option.collectonly
+    rerun = getattr(config.option, "lf", False) or getattr(config.option, "stepwise", False)
+    return bool(chosen & {ROOT, ROOT / "tests"}) and not (narrowed or rerun)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A kernel that is never run fails the session: SIMD that is switched off unseen is a regression like another."""
+    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if ended and _is_whole_run(session.config) and native.available() and _uncovered():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which qtool was tested and which instruction sets."""
+    import kernels
+
+    terminalreporter.section("native kernels")
+    terminalreporter.line(f"qtool in {Path(native.__file__).parent.parent}")
+    if not native.available():
+        terminalreporter.line(f"none: {native.why_not()}")
+        return
+    isas = sorted(
+        {row.isa for row in native.kernels() if row.name in kernels.covered}, key=native.supported_isas().index
+    )
+    terminalreporter.line(f"covered: {', '.join(isas) or 'none'}; this CPU has {', '.join(native.supported_isas())}")
+    missing = _uncovered()
+    if missing and _is_whole_run(terminalreporter.config):
+        terminalreporter.line(f"FAILED: no test ran {', '.join(missing)}", red=True)
