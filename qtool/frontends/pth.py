@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import mmap
 import struct
 import zipfile
@@ -267,13 +268,11 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
         raise ModelError("the description of a tensor is broken")
     if not _are_counts(size) or not _are_counts(stride) or len(size) != len(stride) or len(size) > MAX_NDIM:
         raise ModelError("the shape or stride of a tensor is broken")
-    count = 1
-    last = offset
-    for length, step in zip(size, stride, strict=True):
-        count *= length
-        last += (length - 1) * step
+    count = math.prod(size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     # More elements than the storage has would be an expanded tensor (stride 0): a few bytes that unpack to anything.
-    if count and (last >= storage.numel or count > storage.numel):
+    fits = last < storage.numel and count <= storage.numel if count else math.prod(n or 1 for n in size) < 2**31
+    if not fits:
         raise ModelError(
             f"a tensor of shape {size}, stride {stride} and offset {offset} does not fit its storage of "
             f"{storage.numel} elements"
@@ -336,7 +335,7 @@ def _decode(storage: _Storage, data: memoryview) -> Array:
             f"{storage.numel} elements of {element.size} were expected"
         )
     if element.numpy == "|b1":
-        return np.frombuffer(data, np.uint8) != 0
+        return np.asarray(np.frombuffer(data, np.uint8) != 0)
     numbers = np.frombuffer(data, element.numpy)
     if element.widen:
         return np.asarray((numbers.astype(np.uint32) << 16).view(np.float32))

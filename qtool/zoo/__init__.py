@@ -1,0 +1,103 @@
+"""Known architectures as graph builders, with the module names and state-dict keys of torchvision."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qtool.errors import ModelError
+from qtool.ir import Array, Graph
+from qtool.zoo import weights as fill
+from qtool.zoo.blocks import Net, transform_input
+from qtool.zoo.googlenet import googlenet
+from qtool.zoo.inception_v3 import inception_v3
+from qtool.zoo.mobilenet_v2 import mobilenet_v2
+from qtool.zoo.resnet import resnet18, resnet50
+
+DEFAULT_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of the zoo.
+
+    ``fc`` is the module path of the classifier, ``training_only`` what the keys of heads begin with that torchvision's
+    state dict has and inference does not need; ``transforms`` says that torchvision's pretrained model changes the
+    normalization of its input.
+    """
+
+    build: Callable[[Net, int], Graph]
+    summary: str
+    image: int = 224
+    fc: str = "fc"
+    training_only: tuple[str, ...] = ()
+    transforms: bool = False
+
+
+ZOO: Mapping[str, Architecture] = {
+    "resnet18": Architecture(resnet18, "residual net of 18 layers"),
+    "resnet50": Architecture(resnet50, "residual net of 50 layers with bottlenecks"),
+    "mobilenet_v2": Architecture(mobilenet_v2, "inverted residuals, depthwise, relu6", fc="classifier.1"),
+    "googlenet": Architecture(
+        googlenet, "inception modules with batch norm", training_only=("aux1.", "aux2."), transforms=True
+    ),
+    "inception_v3": Architecture(
+        inception_v3, "factorized inception modules", image=299, training_only=("AuxLogits.",), transforms=True
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The architectures that ``build`` knows."""
+    return tuple(ZOO)
+
+
+def build(
+    name: str,
+    weights: Mapping[str, Array] | None = None,
+    seed: int = 0,
+    classes: int | None = None,
+    *,
+    image: int | None = None,
+    transform: bool = False,
+) -> Graph:
+    """An image classifier: input ``x`` (N, 3, image, image) in float32, output the logits (N, classes).
+
+    ``weights`` is a state dict by torchvision's keys; without it, weights are random, decided by ``seed`` alone.
+    ``classes`` is by default as many as the weights have, 1000 without them. ``image`` is the side of the input, by
+    default the architecture's own (224, inception_v3 299). ``transform`` puts torchvision's ``transform_input`` before
+    googlenet and inception_v3, as their pretrained weights want it.
+
+    Raises ModelError for an unknown name, for keys that are missing, unexpected or of the wrong shape, and for an image
+    too small for the architecture.
+    """
+    architecture = _find(name)
+    if transform and not architecture.transforms:
+        raise ModelError(f"{name} has no input transform; only googlenet and inception_v3 have one")
+    net = Net(name, architecture.image if image is None else image)
+    if transform:
+        net.x = transform_input(net, net.x)
+    graph = architecture.build(net, _class_count(architecture, weights, classes))
+    if weights is None:
+        return replace(fill.random(graph, seed), meta={"source": f"zoo:{name}", "seed": seed})
+    return replace(fill.from_state(graph, weights, architecture.training_only), meta={"source": f"zoo:{name}"})
+
+
+def _find(name: str) -> Architecture:
+    if name in ZOO:
+        return ZOO[name]
+    near = difflib.get_close_matches(name, ZOO, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ModelError(f"the zoo has no {name!r}; expected one of {', '.join(ZOO)}{hint}")
+
+
+def _class_count(architecture: Architecture, weights: Mapping[str, Array] | None, classes: int | None) -> int:
+    if classes is not None:
+        if classes < 1:
+            raise ModelError(f"got {classes} classes, expected at least 1")
+        return classes
+    bias = None if weights is None else weights.get(f"{architecture.fc}.bias")
+    return DEFAULT_CLASSES if bias is None or np.ndim(bias) != 1 or not len(bias) else len(bias)
