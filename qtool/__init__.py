@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from qtool.engine.session import Session
     from qtool.ir.npz import load, save
     from qtool.passes import fuse
-    from qtool.quantize import calibrate, convert, prepare, quantize
+    from qtool.quantize.api import quantize
+    from qtool.quantize.calibrate import calibrate
+    from qtool.quantize.convert import convert
+    from qtool.quantize.prepare import prepare
     from qtool.recipe.presets import get_default_dynamic_qconfig, get_default_qconfig
 
 __all__ = [
@@ -38,15 +41,15 @@ __all__ = [
 
 _HOMES = {
     "Session": "qtool.engine.session",
-    "calibrate": "qtool.quantize",
+    "calibrate": "qtool.quantize.calibrate",
     "compare": "qtool.analysis.compare",
-    "convert": "qtool.quantize",
+    "convert": "qtool.quantize.convert",
     "fuse": "qtool.passes",
     "get_default_dynamic_qconfig": "qtool.recipe.presets",
     "get_default_qconfig": "qtool.recipe.presets",
     "load": "qtool.ir.npz",
-    "prepare": "qtool.quantize",
-    "quantize": "qtool.quantize",
+    "prepare": "qtool.quantize.prepare",
+    "quantize": "qtool.quantize.api",
     "save": "qtool.ir.npz",
 }
 
