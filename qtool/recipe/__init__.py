@@ -1,0 +1,1 @@
+"""Recipes: frozen types, presets, reading YAML, and which rule is for which layer."""
