@@ -127,13 +127,11 @@ struct ThreadPool::State {
     stopping.store(true);
     generation.fetch_add(1);
     futex_wake_all(&generation);
-    for (std::thread& worker : workers) {
-      if (process == getpid()) {
-        worker.join();
-      } else {
-        worker.detach();  // a forked child does not have it
-      }
+    if (process != getpid()) {  // a forked child does not have them: there is nothing to join and no way to let go
+      new std::vector<std::thread>(std::move(workers));
+      return;
     }
+    for (std::thread& worker : workers) worker.join();
   }
 };
 

@@ -1,0 +1,485 @@
+"""The native frame: the C face, plans of hostile descriptions, the thread pool, the choice of kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels import copy_args, isas
+
+from qtool import native
+from qtool.errors import EngineError
+from qtool.native import Buffer, Kind, Op, Plan, abi
+from qtool.native.library import library
+
+SOURCE = Path(__file__).resolve().parent.parent / "qtool" / "native"
+STRUCTS = [*dict.fromkeys(abi.ARGS.values()), abi.CBuffer, abi.COp, abi.CPlanDesc]
+
+pytestmark = pytest.mark.usefixtures("need_native")
+
+
+# ---- the C header and its Python twin --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda s: s.c_name)
+def test_structures_are_as_large_as_in_c(struct):
+    assert ctypes.sizeof(struct) == library().qt_struct_bytes(struct.c_name.encode())
+
+
+def test_an_unknown_structure_has_no_size():
+    assert library().qt_struct_bytes(b"qt_nothing") == -1
+    assert library().qt_struct_bytes(None) == -1
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda s: s.c_name)
+def test_structures_have_the_fields_of_the_header(struct):
+    body = re.search(rf"typedef struct {struct.c_name} \{{(.*?)\}}", _header(), re.DOTALL)
+    assert body is not None
+    fields = [field for line in _statements(body[1]) for field in _c_fields(line)]
+    assert [(name, _c_type(kind)) for name, kind in struct._fields_] == fields
+
+
+@pytest.mark.parametrize(
+    ("prefix", "enum"),
+    [("QT_OP_", abi.Kind), ("QT_", abi.Unary), ("QT_", abi.Binary), ("QT_POOL_", abi.Pool), ("QT_", abi.Status)],
+)
+def test_enumerations_have_the_values_of_the_header(prefix, enum):
+    header = _header()
+    for member in enum:
+        assert re.search(rf"\b{prefix}{member.name} = {member.value}\b", header), member
+
+
+def test_isa_names_are_those_of_the_header():
+    assert [f"QT_ISA_{name.upper()} = {i}" in _header() for i, name in enumerate(abi.ISAS)] == [True] * len(abi.ISAS)
+
+
+def _header() -> str:
+    return (SOURCE / "qtool.h").read_text()
+
+
+def _statements(body: str) -> list[str]:
+    return [part.strip() for part in re.sub(r"//[^\n]*", "", body).split(";") if part.strip()]
+
+
+def _c_fields(statement: str) -> list[tuple[str, str]]:
+    """("in_height", "int32_t") for each field of a declaration; pointers are "pointer", arrays "int64_t[6]"."""
+    match = re.fullmatch(r"(?:const )?(?:struct )?(\w+)( ?\*)? *(.*)", statement, re.DOTALL)
+    assert match is not None, statement
+    kind = "pointer" if match[2] else match[1]
+    fields = []
+    for name in re.split(r",\s*", match[3]):
+        size = re.fullmatch(r"(\w+)\[(\w+)\]", name)
+        fields.append((size[1], f"{kind}[{size[2].replace('QT_MAX_INPUTS', '4')}]") if size else (name, kind))
+    return fields
+
+
+def _c_type(kind: type) -> str:
+    plain = {ctypes.c_int32: "int32_t", ctypes.c_int64: "int64_t", ctypes.c_float: "float"}
+    if kind in plain:
+        return plain[kind]
+    if issubclass(kind, ctypes.Array):
+        return f"{plain[kind._type_]}[{kind._length_}]"
+    return "pointer"
+
+
+# ---- plans ------------------------------------------------------------------------------------------------------
+
+
+def _copy(count: int, source: int = 0, target: int = 1, kernel: str | None = None) -> Op:
+    return Op(Kind.COPY, (source,), target, copy_args(count), kernel)
+
+
+def test_a_plan_copies():
+    x, y = np.arange(100, dtype=np.uint8), np.zeros(100, np.uint8)
+    plan = Plan([_copy(100), _copy(100, 1, 2)], [Buffer(100), Buffer(100, 64), Buffer(100)], 192)
+    plan.run(x, y)
+    np.testing.assert_array_equal(x, y)
+    assert plan.bytes >= 192
+    seconds = plan.profile(x, y)
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+
+
+def test_an_empty_plan_runs():
+    Plan([], [], 0).run()
+
+
+def test_buffers_that_no_operator_uses_may_be_empty():
+    Plan([], [Buffer(0, 0), Buffer(0)], 0).run(np.zeros(0, np.uint8))
+
+
+BAD_PLANS = [
+    ([Op(Kind.COPY, (2,), 1, copy_args(8))], [Buffer(64), Buffer(64)], "input 0 is no buffer"),
+    ([Op(Kind.COPY, (-1,), 1, copy_args(8))], [Buffer(64), Buffer(64)], "input 0 is no buffer"),
+    ([Op(Kind.COPY, (0,), 7, copy_args(8))], [Buffer(64), Buffer(64)], "the output is no buffer"),
+    ([Op(Kind.COPY, (0, 0), 1, copy_args(8))], [Buffer(64), Buffer(64)], "got 2 inputs, expected 1"),
+    ([Op(Kind.COPY, (), 1, copy_args(8))], [Buffer(64), Buffer(64)], "got 0 inputs, expected 1"),
+    ([_copy(65)], [Buffer(64), Buffer(65)], "input 0 has 64 bytes, expected 65"),
+    ([_copy(65)], [Buffer(65), Buffer(64)], "the output has 64 bytes, expected 65"),
+    ([], [Buffer(64, 65)], "multiple of 64"),
+    ([], [Buffer(64, -64)], "multiple of 64"),
+    ([], [Buffer(1025, 0)], "after the arena"),
+    ([], [Buffer(1, 1024)], "after the arena"),
+    ([], [Buffer(2**63 - 1, 64)], "after the arena"),
+    ([], [Buffer(64, 2**62)], "after the arena"),
+    ([], [Buffer(-1)], "negative"),
+    ([_copy(8, kernel="nothing")], [Buffer(64), Buffer(64)], r"operator 0 \(layout\): no kernel nothing"),
+    ([_copy(8), _copy(8, kernel="")], [Buffer(64), Buffer(64)], "operator 1"),
+]
+
+
+@pytest.mark.parametrize(("ops", "buffers", "message"), BAD_PLANS)
+def test_bad_plans_say_what_is_wrong(ops, buffers, message):
+    with pytest.raises(EngineError, match=message):
+        Plan(ops, buffers, 1024)
+
+
+@pytest.mark.parametrize("arena", [-1, -(2**63), 2**42 + 1, 2**63 - 1])
+def test_absurd_arenas(arena):
+    with pytest.raises(EngineError, match="arena"):
+        Plan([], [], arena)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2**31 - 1])
+def test_absurd_thread_counts(threads):
+    with pytest.raises(EngineError, match="threads"):
+        Plan([], [], 0, threads=threads)
+
+
+@pytest.mark.parametrize("isa", ["sse9", "", "amx2"])
+def test_unknown_instruction_sets(isa):
+    with pytest.raises(EngineError, match="no such instruction set"):
+        Plan([], [], 0, isa=isa)
+
+
+def test_arrays_are_checked():
+    plan = Plan([_copy(100)], [Buffer(100), Buffer(100)], 0)
+    good = np.zeros(100, np.uint8)
+    bad = [np.zeros(99, np.uint8), np.zeros(200, np.uint8)[::2], [0] * 100, None]
+    for array in bad:
+        with pytest.raises(EngineError, match="array 1"):
+            plan.run(good, array)
+    with pytest.raises(EngineError, match="got 1 arrays, expected 2"):
+        plan.run(good)
+
+
+def test_argument_structures_are_checked():
+    with pytest.raises(EngineError, match="expected CopyArgs"):
+        Plan([Op(Kind.COPY, (0,), 1, abi.LutArgs())], [Buffer(1), Buffer(1)], 0)
+    with pytest.raises(EngineError, match="expected uint8"):
+        abi.make(abi.LutArgs, count=1, table=np.zeros(256, np.int8))
+    with pytest.raises(EngineError, match="strided"):
+        abi.make(abi.LutArgs, count=1, table=np.zeros(512, np.uint8)[::2])
+    with pytest.raises(EngineError, match="at most 4"):
+        Plan([Op(Kind.COPY, (0,) * 5, 1, copy_args(1))], [Buffer(1), Buffer(1)], 0)
+
+
+def _create(desc: abi.CPlanDesc | None) -> tuple[int, str]:
+    """The status and the error of a raw description; a plan that is made is run if it needs nothing, and freed."""
+    handle, error = ctypes.c_void_p(), ctypes.create_string_buffer(256)
+    status = library().qt_plan_create(None if desc is None else ctypes.byref(desc), ctypes.byref(handle), error, 256)
+    if status == abi.Status.OK:
+        library().qt_plan_free(handle)
+    return status, error.value.decode()
+
+
+def _desc(ops: list[abi.COp], buffers: list[abi.CBuffer], /, **changes: object) -> abi.CPlanDesc:
+    desc = abi.CPlanDesc(abi.ABI, 0, 1, len(buffers), len(ops), 0, 4096)
+    desc.buffers = (abi.CBuffer * max(1, len(buffers)))(*buffers)
+    desc.ops = (abi.COp * max(1, len(ops)))(*ops)
+    for name, value in changes.items():
+        setattr(desc, name, value)
+    return desc
+
+
+RAW = [
+    ({"abi": 2}, "another version"),
+    ({"isa": -1}, "no such instruction set"),
+    ({"isa": 4}, "no such instruction set"),
+    ({"buffer_count": -1}, "number of buffers"),
+    ({"buffer_count": 2**31 - 1}, "number of buffers"),
+    ({"op_count": -5}, "number of operators"),
+    ({"op_count": 2**31 - 1}, "number of operators"),
+    ({"op_count": 3, "ops": None}, "no operators"),
+    ({"buffer_count": 3, "buffers": None}, "no buffers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), RAW)
+def test_raw_descriptions(changes, message):
+    status, error = _create(_desc([], [], **changes))
+    assert status == abi.Status.INVALID
+    assert message in error
+
+
+def test_null_pointers_are_errors():
+    error = ctypes.create_string_buffer(64)
+    assert _create(None)[0] == abi.Status.INVALID
+    desc = _desc([], [])
+    assert library().qt_plan_create(ctypes.byref(desc), None, error, 64) == abi.Status.INVALID
+    assert library().qt_plan_create(ctypes.byref(desc), None, None, 0) == abi.Status.INVALID
+    assert library().qt_plan_run(None, None, error, 64) == abi.Status.INVALID
+    assert library().qt_plan_profile(None, None, None, error, 64) == abi.Status.INVALID
+    assert library().qt_plan_kernel(None, 0) is None
+    assert library().qt_plan_bytes(None) == 0
+    library().qt_plan_free(None)
+
+
+def test_external_buffers_have_to_be_bound():
+    desc = _desc([], [abi.CBuffer(1, 0, 0, 8)])
+    handle, error = ctypes.c_void_p(), ctypes.create_string_buffer(64)
+    assert library().qt_plan_create(ctypes.byref(desc), ctypes.byref(handle), error, 64) == abi.Status.OK
+    assert library().qt_plan_run(handle, None, error, 64) == abi.Status.INVALID
+    assert library().qt_plan_run(handle, (ctypes.c_void_p * 1)(None), error, 64) == abi.Status.INVALID
+    library().qt_plan_free(handle)
+
+
+def test_errors_are_cut_to_the_space_there_is():
+    error = ctypes.create_string_buffer(b"x" * 10, 10)
+    handle, desc = ctypes.c_void_p(), _desc([], [], abi=9)
+    library().qt_plan_create(ctypes.byref(desc), ctypes.byref(handle), error, 5)
+    assert error.raw == b"the \0xxxxx"
+
+
+def test_unknown_kinds_and_missing_arguments():
+    for kind in (-1, 16, 2**31 - 1, -(2**31)):
+        status, error = _create(_desc([abi.COp(kind, 1)], [abi.CBuffer(0, 0, 0, 8)]))
+        assert status == abi.Status.UNSUPPORTED
+        assert "kind" in error
+    status, error = _create(_desc([abi.COp(int(Kind.COPY), 1)], [abi.CBuffer(0, 0, 0, 8)]))
+    assert (status, "no arguments" in error) == (abi.Status.INVALID, True)
+
+
+NUMBERS = st.one_of(st.integers(-3, 130), st.sampled_from([2**31 - 1, -(2**31), 2**30, 65536, 4096]))
+LONGS = st.one_of(NUMBERS, st.sampled_from([2**63 - 1, -(2**63), 2**62, 2**40]))
+
+
+@st.composite
+def hostile_args(draw, struct):
+    """A structure with any numbers in it; pointers lead to a megabyte of something, or nowhere."""
+    args = struct()
+    for name, kind in struct._fields_:
+        if kind is ctypes.c_void_p:
+            value = draw(st.sampled_from([ctypes.addressof(MEGABYTE), None]))
+            value = ctypes.addressof(MEGABYTE_OF_ZEROS) if name == "add" and value else value
+        elif kind is ctypes.c_float:
+            value = draw(st.floats(width=32))
+        elif isinstance(kind, type) and issubclass(kind, ctypes.Array):
+            value = kind(*draw(st.lists(NUMBERS, min_size=kind._length_, max_size=kind._length_)))
+        else:
+            value = draw(LONGS if kind is ctypes.c_int64 else NUMBERS)
+        setattr(args, name, value)
+    return args
+
+
+MEGABYTE = ctypes.create_string_buffer(1 << 20)
+MEGABYTE_OF_ZEROS = ctypes.create_string_buffer(1 << 20)
+
+
+@pytest.mark.parametrize("kind", [Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.COPY, Kind.PERMUTE])
+@settings(max_examples=300)
+@given(data=st.data())
+def test_no_description_of_the_layout_family_crashes(kind, data):
+    """Whatever the numbers say: an error, or a plan that runs inside of its buffers."""
+    args = data.draw(hostile_args(abi.ARGS[kind]))
+    sizes = data.draw(st.lists(st.sampled_from([0, 1, 64, 4096, 1 << 20]), min_size=2, max_size=2))
+    isa = data.draw(st.sampled_from(native.supported_isas()))
+    try:
+        plan = Plan([Op(kind, (0,), 1, args)], [Buffer(size) for size in sizes], 0, isa=isa)
+    except EngineError:
+        return
+    plan.run(*(np.zeros(size, np.uint8) for size in sizes))
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_no_list_of_operators_crashes(data):
+    ops = [
+        abi.COp(
+            data.draw(st.integers(-1, 17)),
+            data.draw(NUMBERS),
+            (ctypes.c_int32 * 4)(*data.draw(st.lists(NUMBERS, min_size=4, max_size=4))),
+            data.draw(NUMBERS),
+            0,
+            data.draw(st.sampled_from([ctypes.addressof(MEGABYTE_OF_ZEROS), None])),
+            data.draw(st.sampled_from([None, b"", b"layout_avx2", b"layout_scalar"])),
+        )
+        for _ in range(data.draw(st.integers(0, 3)))
+    ]
+    buffers = [
+        abi.CBuffer(data.draw(st.integers(0, 2)), 0, data.draw(LONGS), data.draw(LONGS))
+        for _ in range(data.draw(st.integers(0, 3)))
+    ]
+    status, error = _create(_desc(ops, buffers, arena_bytes=data.draw(LONGS)))
+    assert (status == abi.Status.OK) == (error == "")
+
+
+# ---- threads ----------------------------------------------------------------------------------------------------
+
+SHAPE = (4, 64, 96, 80)
+
+
+def _big_plan(threads: int) -> tuple[Plan, np.ndarray]:
+    x = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    args = abi.make(abi.PermuteArgs, rank=4, element_bytes=1, shape=(*SHAPE, 0, 0), order=(0, 2, 3, 1, 0, 0))
+    return Plan([Op(Kind.PERMUTE, (0,), 1, args)], [Buffer(x.nbytes)] * 2, 0, threads=threads), x
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 33])
+def test_the_result_does_not_depend_on_the_thread_count(threads):
+    plan, x = _big_plan(threads)
+    for _ in range(20):
+        y = np.zeros(x.size, np.uint8)
+        plan.run(x, y)
+        np.testing.assert_array_equal(y.reshape(4, 96, 80, 64), x.transpose(0, 2, 3, 1))
+
+
+def test_plans_run_side_by_side_on_one_pool():
+    failures = []
+
+    def work() -> None:
+        plan, x = _big_plan(2)
+        for _ in range(30):
+            y = np.zeros(x.size, np.uint8)
+            plan.run(x, y)
+            if not np.array_equal(y.reshape(4, 96, 80, 64), x.transpose(0, 2, 3, 1)):
+                failures.append("differs")
+
+    _together(work, 4)
+    assert failures == []
+
+
+def test_one_plan_runs_one_inference_at_a_time():
+    plan, x = _big_plan(1)
+    messages = []
+
+    def work() -> None:
+        y = np.zeros(x.size, np.uint8)
+        for _ in range(30):
+            try:
+                plan.run(x, y)
+            except EngineError as error:
+                messages.append(str(error))
+
+    _together(work, 4)
+    assert set(messages) <= {"the plan is running already"}
+    plan.run(x, np.zeros(x.size, np.uint8))
+
+
+def _together(work, count: int) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+FORK = """
+import os, sys
+import numpy as np
+from qtool.native import Buffer, Kind, Op, Plan, abi
+count = 4 << 20
+args = abi.make(abi.PermuteArgs, rank=2, element_bytes=1, shape=(2048, 2048, 0, 0, 0, 0), order=(1, 0, 0, 0, 0, 0))
+plan = Plan([Op(Kind.PERMUTE, (0,), 1, args)], [Buffer(count)] * 2, 0, threads=4)
+x = np.random.default_rng(0).integers(0, 255, count).astype(np.uint8)
+def right(plan):
+    y = np.zeros(count, np.uint8)
+    plan.run(x, y)
+    return (y.reshape(2048, 2048) == x.reshape(2048, 2048).T).all()
+assert right(plan)
+child = os.fork()
+if child == 0:
+    ok = right(plan)  # the parent's plan, whose threads are not here
+    fresh = Plan([Op(Kind.PERMUTE, (0,), 1, args)], [Buffer(count)] * 2, 0, threads=4)
+    ok = ok and right(fresh)
+    del plan, fresh
+    os._exit(0 if ok else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+assert right(plan)
+"""
+
+
+def test_a_forked_child_neither_hangs_nor_errs():
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    subprocess.run(command, check=True, timeout=60, cwd=Path(native.__file__).parent.parent.parent)
+
+
+# ---- the choice of kernels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_the_choice_is_a_function_of_the_instruction_set(isa):
+    plan = Plan([_copy(8)], [Buffer(8), Buffer(8)], 0, isa=isa)
+    assert plan.kernels == (f"layout_{isa}",)
+
+
+@pytest.mark.parametrize(("lower", "upper"), list(pairwise(native.supported_isas())))
+def test_a_row_above_the_plan_is_refused(lower, upper):
+    with pytest.raises(EngineError, match=f"kernel layout_{upper} needs {upper}"):
+        Plan([_copy(8, kernel=f"layout_{upper}")], [Buffer(8), Buffer(8)], 0, isa=lower)
+
+
+def test_every_row_is_listed_once_and_the_scalar_ones_come_with_every_family():
+    rows = native.kernels()
+    assert len({row.name for row in rows}) == len(rows)
+    assert {row.family for row in rows if row.isa == "scalar"} == {row.family for row in rows}
+    assert {row.isa for row in rows} <= set(abi.ISAS)
+
+
+def test_no_instruction_set_is_skipped():
+    supported = native.supported_isas()
+    assert supported == abi.ISAS[: len(supported)]
+
+
+ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|avx512vnni)\.cc$", p.name))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
+@pytest.mark.skipif(not ISA_FILES, reason="needs the sources")
+@pytest.mark.parametrize("path", ISA_FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_instruction_set_files_export_no_weak_symbol(path, tmp_path):
+    """The linker keeps one copy of a weak symbol, and it could be this one, for code that runs on every CPU. Without
+    optimization, because inlining hides them."""
+    cmake = (SOURCE / "CMakeLists.txt").read_text()
+    flags = dict(re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", cmake))
+    isa = re.search(r"(avx2|avx512vnni)\.cc$", path.name)[1]
+    expanded = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda m: flags[m[1]], flags[isa]).split()
+    target = tmp_path / "kernel.o"
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O0",
+        "-c",
+        "-w",
+        "-fno-exceptions",
+        "-DQT_X86=1",
+        f"-I{SOURCE}",
+        *expanded,
+        str(path),
+        "-o",
+        str(target),
+    ]
+    subprocess.run(command, check=True)
+    listing = subprocess.run(["nm", "-C", "--defined-only", str(target)], check=True, capture_output=True, text=True)
+    weak = [line for line in listing.stdout.splitlines() if re.search(r" [WwVvu] ", line)]
+    assert weak == []
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
+def test_the_library_shows_its_c_face_and_nothing_else():
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", library()._name], check=True, capture_output=True, text=True
+    )
+    names = {line.split()[-1] for line in listing.stdout.splitlines()}
+    assert names == set(re.findall(r"QT_API [\w ]*?\*? ?(qt_\w+)\(", _header()))
