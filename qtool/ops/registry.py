@@ -62,6 +62,10 @@ class OpSpec:
     kernel: str = ""
 
 
+INT64_MAX = 2**63 - 1
+FLOAT32_LIMIT = (2.0 - 2.0**-24) * 2.0**127
+"""Smallest number that float32 rounds to infinity."""
+
 _REGISTRY: dict[str, OpSpec] = {}
 
 
@@ -145,11 +149,18 @@ def _matches(value: Attr, hint: Any) -> bool:
         if len(args) == 2 and args[1] is Ellipsis:
             return all(_matches(item, args[0]) for item in value)
         return len(value) == len(args) and all(map(_matches, value, args))
+    if isinstance(value, bool):
+        return hint is bool
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and _is_float32(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and abs(value) <= INT64_MAX
     return isinstance(value, hint)
+
+
+def _is_float32(value: float) -> bool:
+    """Infinities are, NaN is not; a number that would overflow in float32 is not either."""
+    return abs(value) < FLOAT32_LIMIT or value in (float("inf"), -float("inf"))
 
 
 def _spell(hint: Any) -> str:

@@ -77,7 +77,10 @@ class CatAttrs(Attrs):
 
 @dataclass(frozen=True)
 class PadAttrs(Attrs):
-    """``pad`` as PyTorch has it: (before, after) of the last axis, then of the one before, ...; negative ones crop."""
+    """``pad`` as PyTorch has it: (before, after) of the last axis, then of the one before, ...
+
+    Negative ones crop, in the mode "constant" only.
+    """
 
     pad: tuple[int, ...]
     mode: Literal["constant", "reflect", "replicate", "circular"] = "constant"
@@ -218,6 +221,8 @@ def pad_type(attrs: PadAttrs, x: TensorType) -> tuple[TensorType, ...]:
     require(count % 2 == 0 and count <= 2 * rank, f"pad {attrs.pad}", f"a pair an axis, for at most {rank} axes")
     if attrs.mode == "constant":
         need_float(x=x)  # the value of other types would not be a float
+    else:
+        require(min(attrs.pad, default=0) >= 0, f"pad {attrs.pad} in mode {attrs.mode}", "at least 0")
     pairs = [(0, 0)] * (rank - count // 2) + list(pad_pairs(attrs))
     shape: Shape = tuple(_padded(dim, pair) for dim, pair in zip(x.shape, pairs, strict=True))
     sizes = [known(dim, "the size to pad") for dim, pair in zip(x.shape, pairs, strict=True) if any(pair)]
@@ -236,20 +241,10 @@ def _padded(dim: Dim, pair: geometry.Pair) -> Dim:
 
 def pad(attrs: PadAttrs, x: Array) -> Array:
     pairs = pad_pairs(attrs)
-    if not pairs:
-        return x
     grown = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
-    crops = [slice(max(-before, 0), size - max(-after, 0)) for (before, after), size in _with_sizes(pairs, x)]
-    if attrs.mode == "constant":
-        return geometry.pad(geometry.last_axes(x, crops), grown, attrs.mode, attrs.value)
-    # The other modes look at pixels that a crop on the other side takes away: pad first.
-    padded = geometry.pad(x, grown, attrs.mode)
-    ends = [slice(max(-before, 0), size - max(-after, 0)) for (before, after), size in _with_sizes(pairs, padded)]
-    return geometry.last_axes(padded, ends)
-
-
-def _with_sizes(pairs: geometry.Padding, x: Array) -> list[tuple[geometry.Pair, int]]:
-    return list(zip(pairs, x.shape[x.ndim - len(pairs) :], strict=True))
+    sizes = x.shape[x.ndim - len(pairs) :]
+    crops = [slice(max(-before, 0), size - max(-after, 0)) for (before, after), size in zip(pairs, sizes, strict=True)]
+    return geometry.pad(geometry.last_axes(x, crops), grown, attrs.mode, attrs.value)
 
 
 def _mover(
