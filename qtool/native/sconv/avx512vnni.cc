@@ -55,6 +55,11 @@ static void run_tile(const SconvTile& tile) {
       sum[r][v] = tile.first ? _mm512_setzero_ps() : _mm512_load_ps(tile.partial + (r * V + v) * kLanes);
     }
   }
+  if (tile.last) {
+    UNROLL for (int r = 0; r < R; ++r) {
+      UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(tile.out + r * tile.pitch + v * kLanes, 1);
+    }
+  }
   multiply<R, V>(tile, sum);
   if (tile.last) {
     finish<R, V>(tile, sum);

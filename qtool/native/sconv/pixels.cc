@@ -25,7 +25,15 @@ SconvPixels::SconvPixels(const qt_conv_args& a, Memory* memory)
       joined_(a.kernel_width > 1 && a.dilation_width == 1 && a.groups == 1 && a.in_channels <= kFewChannels),
       taps_(joined_ ? kernel_height_ : kernel_height_ * kernel_width_),
       length_(joined_ ? kernel_width_ * channels_ : channels_),
-      zeros_(reinterpret_cast<const float*>(memory->allocate(length_ * 4))) {}
+      span_height_((kernel_height_ - 1) * dilation_height_ + 1),
+      span_width_((kernel_width_ - 1) * dilation_width_ + 1),
+      zeros_(reinterpret_cast<const float*>(memory->allocate(length_ * 4))) {
+  const int64_t across = taps_ / kernel_height_;
+  for (int64_t tap = 0; tap < taps_; tap++) {
+    const int64_t y = tap / across * dilation_height_, x = tap % across * dilation_width_;
+    offsets_.push_back((y * width_ + x) * channels_);
+  }
+}
 
 const float* SconvPixels::joined_tap(const float* row, int64_t column, float** patch) const {
   if (column >= 0 && column + kernel_width_ <= width_) return row + column * channels_;
@@ -48,7 +56,13 @@ void SconvPixels::fill(const float* x, int64_t first, int rows, int stride, cons
   int64_t x_out = first % out_width_, y_out = first / out_width_ % out_height_;
   const float* image = x + first / out_width_ / out_height_ * height_ * width_ * channels_;
   for (int r = 0; r < rows; r++) {
-    fill_pixel(image, y_out * stride_height_ - pad_top_, x_out * stride_width_ - pad_left_, stride, pointers + r, patch);
+    const int64_t top = y_out * stride_height_ - pad_top_, left = x_out * stride_width_ - pad_left_;
+    if (top >= 0 && left >= 0 && top + span_height_ <= height_ && left + span_width_ <= width_) {
+      const float* pixel = image + (top * width_ + left) * channels_;
+      for (int64_t tap = 0; tap < taps_; tap++) pointers[tap * stride + r] = pixel + offsets_[tap];
+    } else {
+      fill_edge(image, top, left, stride, pointers + r, patch);
+    }
     if (++x_out < out_width_) continue;
     x_out = 0;
     if (++y_out < out_height_) continue;
@@ -57,8 +71,8 @@ void SconvPixels::fill(const float* x, int64_t first, int rows, int stride, cons
   }
 }
 
-void SconvPixels::fill_pixel(const float* image, int64_t top, int64_t left, int stride, const float** pointers,
-                             float** patch) const {
+void SconvPixels::fill_edge(const float* image, int64_t top, int64_t left, int stride, const float** pointers,
+                            float** patch) const {
   for (int64_t ky = 0, y = top; ky < kernel_height_; ky++, y += dilation_height_) {
     const bool inside = y >= 0 && y < height_;
     const float* row = image + (inside ? y * width_ * channels_ : 0);

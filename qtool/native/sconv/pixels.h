@@ -19,8 +19,8 @@ class SconvPixels {
   void fill(const float* x, int64_t first, int rows, int stride, const float** pointers, float** patch) const;
 
  private:
-  void fill_pixel(const float* image, int64_t top, int64_t left, int stride, const float** pointers,
-                  float** patch) const;
+  void fill_edge(const float* image, int64_t top, int64_t left, int stride, const float** pointers,
+                 float** patch) const;
   const float* joined_tap(const float* row, int64_t column, float** patch) const;
 
   int64_t height_, width_, channels_;
@@ -30,6 +30,8 @@ class SconvPixels {
   bool dense_;   // the pixels are the rows of a matrix: a 1x1 kernel without strides and padding
   bool joined_;  // a tap is a row of the kernel: with few channels a pixel alone is too short to walk
   int64_t taps_, length_;
+  std::vector<int64_t> offsets_;  // [taps], of a pixel that sees no padding, from its first tap
+  int64_t span_height_, span_width_;  // of the rows and columns that a pixel sees
   const float* zeros_;  // what taps outside of the picture see
 };
 

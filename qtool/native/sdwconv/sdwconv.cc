@@ -34,6 +34,7 @@ class Sdwconv final : public Op {
   Row<const SdwconvKernel*> row_;
   int64_t taps_, step_, width_;
   int64_t inner_begin_, inner_end_;  // output columns with no tap left or right of the picture
+  std::vector<int64_t> offsets_;     // [taps], of a strip that sees no padding, from its first tap
   const float* zeros_;               // a strip's row outside of the picture
   const float* weight_;
   const float* bias_;
@@ -52,6 +53,10 @@ Sdwconv::Sdwconv(const qt_conv_args& a, const Row<const SdwconvKernel*>& row, Me
   width_ = (channels + lanes - 1) / lanes * lanes;
   for (int64_t kx = 0; kx < a.kernel_width; kx++) {
     clip_columns(kx * a.dilation_width - a.pad_left, a.stride_width, a.in_width - 1, &inner_begin_, &inner_end_);
+  }
+  for (int64_t t = 0; t < taps_; t++) {
+    const int64_t y = t / a.kernel_width * a.dilation_height, x = t % a.kernel_width * a.dilation_width;
+    offsets_.push_back((y * a.in_width + x) * channels);
   }
   const int64_t strip_floats = checked_product({std::min(row.kernel->pixels, a.out_width), step_}) + channels;
   zeros_ = reinterpret_cast<const float*>(memory->allocate(strip_floats * 4));
@@ -88,12 +93,19 @@ void Sdwconv::point(const float* x, int64_t line, int64_t column, const float** 
   const int64_t top = line % args_.out_height * args_.stride_height - args_.pad_top;
   const int64_t left = column * args_.stride_width - args_.pad_left;
   const float* image = x + line / args_.out_height * args_.in_height * args_.in_width * args_.in_channels;
+  const bool whole = top >= 0 && top + (args_.kernel_height - 1) * int64_t{args_.dilation_height} < args_.in_height;
+  if (whole && column >= inner_begin_ && column < inner_end_) {
+    const float* pixel = image + (top * args_.in_width + left) * args_.in_channels;
+    for (int64_t t = 0; t < taps_; t++) input[t] = pixel + offsets_[t];
+    return;
+  }
   for (int ky = 0; ky < args_.kernel_height; ky++) {
     const int64_t y = top + int64_t{ky} * args_.dilation_height;
+    const bool inside = y >= 0 && y < args_.in_height;
     for (int kx = 0; kx < args_.kernel_width; kx++) {
       const int64_t at = left + int64_t{kx} * args_.dilation_width;
-      const bool inside = y >= 0 && y < args_.in_height && at >= 0 && at < args_.in_width;
-      *input++ = inside ? image + (y * args_.in_width + at) * args_.in_channels : zeros_;
+      const bool seen = inside && at >= 0 && at < args_.in_width;
+      *input++ = seen ? image + (y * args_.in_width + at) * args_.in_channels : zeros_;
     }
   }
 }
