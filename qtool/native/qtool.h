@@ -161,7 +161,7 @@ typedef struct qt_pool_args {
 
 // The source is laid out [outer][rows][cols] and the target [outer][cols][rows] when `transpose` is 1 (NCHW to NHWC with
 // rows = C and cols = H*W, and back with rows = H*W and cols = C), as the source when 0.
-//   QUANTIZE: q = clamp(zero_point + nearbyint(x * (1 / scale))), half to even, in float32; NaN gives the smallest q
+//   QUANTIZE: q = clamp(nearbyint(fma(x, 1 / scale, zero_point))), half to even, in float32; NaN gives the smallest q
 //   DEQUANTIZE: x = scale * (q - zero_point)
 typedef struct qt_quantize_args {
   int64_t outer, rows, cols;

@@ -1,9 +1,10 @@
 // Layout: quantize and dequantize, with or without a transposition, and copies and permutations of elements.
 //
-// With x float32, q a byte and s = 1 / scale in float32, every operation rounded by itself:
-//   quantize    q = clamp(nearbyint(x * s), -zero, 255 - zero) + zero, half to even; NaN gives the smallest q
+// With x float32, q a byte and s = 1 / scale in float32:
+//   quantize    q = nearbyint(clamp(fma(x, s, zero - flip), -flip, 255 - flip)), half to even, one rounding for product and
+//               sum as PyTorch has it; NaN gives the smallest q
 //   dequantize  x = scale * float(q - zero)
-// `flip` is 0x80 for int8 bytes (then zero is the zero point + 128) and 0 for uint8: it is xor-ed to each byte.
+// `flip` is 0x80 for int8 bytes (then zero is the zero point + 128) and 0 for uint8.
 //   transpose   y[c * y_stride + r] = x[r * x_stride + c] for r < rows, c < cols; strides in elements
 //
 // No alignment is needed, and nothing is read or written beyond what the formulas name: these kernels work on the

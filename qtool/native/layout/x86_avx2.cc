@@ -5,32 +5,35 @@
 namespace qtool {
 namespace {
 
-// Eight steps as int32. max_ps gives its second operand for NaN.
-inline __m256i steps8(const float* x, __m256 inverse, __m256 low, __m256 high) {
-  const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x), inverse);
-  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(scaled, low), high));  // the limits are whole: order is free
+struct Affine {
+  __m256 inverse, zero, low, high;
+};
+
+// Eight values as int32. max_ps gives its second operand for NaN.
+inline __m256i quantize8(const float* x, const Affine& a) {
+  const __m256 value = _mm256_fmadd_ps(_mm256_loadu_ps(x), a.inverse, a.zero);
+  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(value, a.low), a.high));  // the limits are whole: order is free
 }
 
 void quantize(const float* x, uint8_t* q, int64_t count, const QuantizeScale& s) {
-  const __m256 inverse = _mm256_set1_ps(s.inverse);
-  const __m256 low = _mm256_set1_ps(static_cast<float>(-s.zero));
-  const __m256 high = _mm256_set1_ps(static_cast<float>(255 - s.zero));
-  const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(s.zero));
+  const Affine a = {_mm256_set1_ps(s.inverse), _mm256_set1_ps(static_cast<float>(s.zero - s.flip)),
+                    _mm256_set1_ps(static_cast<float>(-s.flip)), _mm256_set1_ps(static_cast<float>(255 - s.flip))};
+  const __m256i shift = _mm256_set1_epi16(s.flip);  // to 0..255 for the pack, and back
   const __m256i flip = _mm256_set1_epi8(static_cast<char>(s.flip));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the lanes of the two packs
   int64_t i = 0;
   for (; i + 32 <= count; i += 32) {
-    const __m256i a = _mm256_packs_epi32(steps8(x + i, inverse, low, high), steps8(x + i + 8, inverse, low, high));
-    const __m256i b = _mm256_packs_epi32(steps8(x + i + 16, inverse, low, high), steps8(x + i + 24, inverse, low, high));
-    const __m256i bytes = _mm256_packus_epi16(_mm256_add_epi16(a, zero), _mm256_add_epi16(b, zero));
+    const __m256i lower = _mm256_packs_epi32(quantize8(x + i, a), quantize8(x + i + 8, a));
+    const __m256i upper = _mm256_packs_epi32(quantize8(x + i + 16, a), quantize8(x + i + 24, a));
+    const __m256i bytes = _mm256_packus_epi16(_mm256_add_epi16(lower, shift), _mm256_add_epi16(upper, shift));
     const __m256i ordered = _mm256_xor_si256(_mm256_permutevar8x32_epi32(bytes, order), flip);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + i), ordered);
   }
   for (; i < count; i++) {
-    const __m128 scaled = _mm_mul_ss(_mm_load_ss(x + i), _mm256_castps256_ps128(inverse));
-    const __m128 most = _mm_max_ss(scaled, _mm256_castps256_ps128(low));
-    const int step = _mm_cvtss_si32(_mm_min_ss(most, _mm256_castps256_ps128(high)));
-    q[i] = static_cast<uint8_t>((step + s.zero) ^ s.flip);
+    const __m128 value =
+        _mm_fmadd_ss(_mm_load_ss(x + i), _mm256_castps256_ps128(a.inverse), _mm256_castps256_ps128(a.zero));
+    const __m128 most = _mm_max_ss(value, _mm256_castps256_ps128(a.low));
+    q[i] = static_cast<uint8_t>(_mm_cvtss_si32(_mm_min_ss(most, _mm256_castps256_ps128(a.high))));
   }
 }
 
