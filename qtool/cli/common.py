@@ -84,9 +84,9 @@ def _finite(plain: Any) -> Any:
 def shared_options(command: F) -> Callable[..., Any]:
     """Adds the shared options and hands them to the command as its first argument, a ``Shared``."""
 
-    def wrapper(**options: Any) -> Any:
+    def wrapper(*args: Any, **options: Any) -> Any:
         names = ("json", "threads", "isa", "quiet", "verbose", "debug")
-        return command(Shared(**{name: options.pop(f"shared_{name}") for name in names}), **options)
+        return command(Shared(**{name: options.pop(f"shared_{name}") for name in names}), *args, **options)
 
     decorated: Callable[..., Any] = update_wrapper(wrapper, command)
     for option in reversed(_OPTIONS):

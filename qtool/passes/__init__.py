@@ -17,7 +17,7 @@ from qtool.passes.fuse_lists import fuse_lists
 from qtool.passes.fuse_residual import fuse_residual
 from qtool.passes.lower_qdq import float_names, lower_qdq, quantized_name
 
-__all__ = ["Fusion", "clean", "float_names", "fuse", "lower_qdq", "quantized_name", "run_passes"]
+__all__ = ["Fusion", "clean", "float_names", "fuse", "lower_qdq", "optimize", "quantized_name", "run_passes"]
 
 Pass = Callable[[Graph], Graph]
 
@@ -73,6 +73,14 @@ def fuse(graph: Graph, fusion: Fusion = Fusion()) -> Graph:
         drop_dead,
     )
     return run_passes(graph, passes)
+
+
+def optimize(graph: Graph) -> Graph:
+    """Every fusion there is, for running a float graph at its best; a quantized graph is only lowered."""
+    if graph.is_quantized:
+        return lower_qdq(graph)
+    names = tuple(node.name for node in graph.nodes)
+    return fuse(graph, Fusion("auto", names, names))
 
 
 def clean(graph: Graph) -> Graph:
