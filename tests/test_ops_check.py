@@ -15,6 +15,8 @@ ACTIVATION = QParams.per_tensor(0.05, 10, DType.UINT8)
 OTHER = QParams.per_tensor(0.1, 3, DType.UINT8)
 PER_CHANNEL = QParams(np.full(4, 0.01, np.float32), np.zeros(4, np.int32), DType.INT8, 0)
 
+ALONG_INPUTS = QParams(np.ones(3, np.float32), np.zeros(3, np.int32), DType.INT8, 1)
+
 
 def float_graph() -> Graph:
     b = Builder("float")
@@ -89,7 +91,7 @@ def test_what_is_recorded_must_be_what_is_inferred():
         ):
             check_types(replace(graph, values=values))
     values = {**graph.values, "conv": replace(graph.values["conv"], dtype=DType.INT64)}
-    with pytest.raises(ModelError, match="got int64 .* recorded for 'conv', expected float32"):
+    with pytest.raises(ModelError, match=r"got int64 .* recorded for 'conv', expected float32"):
         check_types(replace(graph, values=values))
 
 
@@ -112,11 +114,10 @@ def test_unknown_operators_and_attributes_are_told():
     [
         (int8_graph(backend=""), "got backend '' for int8 arithmetic"),
         (int8_graph(backend="tpu"), "got backend 'tpu' .* expected one of fbgemm"),
-        (int8_graph(out=None), "'mul': got the float input 'conv.out' and a quantized output"),
+        (int8_graph(out=None), "conv2d 'conv.out': got the quantized input 'x.q' and a float output"),
         (int8_graph(pooled=ACTIVATION), "max_pool2d 'pool': got other quantization parameters for the output"),
         (int8_graph(residual=True), "conv2d 'conv.out': got the float input 'r' and a quantized output"),
-        (int8_graph(weight=replace(PER_CHANNEL, axis=1, scale=np.ones(3, np.float32), zero_point=np.zeros(3, np.int32))),
-         "got weight parameters along axis 1, expected axis 0"),
+        (int8_graph(weight=ALONG_INPUTS), "got weight parameters along axis 1, expected axis 0"),
         (int8_graph(weight=QParams.per_tensor(0.1, 1, DType.INT8)), "got a weight with a zero point"),
         (int8_graph(weight=QParams.per_tensor(0.1, 0, DType.UINT8)), "got a weight that is not int8"),
         (dynamic_graph(None), "got a weight that is not int8"),
@@ -147,7 +148,7 @@ def test_a_quantized_bias_is_refused():
     graph = int8_graph()
     bias = np.zeros(4, np.int8)
     values = {**graph.values, "conv.bias": constant("conv.bias", bias, QParams.per_tensor(1.0, 0, DType.INT8))}
-    with pytest.raises(ModelError, match="got the quantized bias 'conv.bias', expected float32"):
+    with pytest.raises(ModelError, match=r"got the quantized bias 'conv\.bias', expected float32"):
         check_types(replace(graph, values=values, initializers={**graph.initializers, "conv.bias": bias}))
 
 
