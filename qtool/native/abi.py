@@ -70,6 +70,12 @@ class Unary(enum.IntEnum):
     SILU = 9
 
 
+class Storage(enum.IntEnum):
+    UINT8 = 0
+    INT8 = 1
+    INT8_SHIFTED = 2
+
+
 class Pool(enum.IntEnum):
     MAX = 0
     AVERAGE = 1
@@ -157,6 +163,7 @@ class LinearDynamicArgs(Args):
         *_ints("in_features out_features reduce_range row_wise"),
         *_floats("out_min_f out_max_f"),
         *_pointers("weight w_scale bias"),
+        *_ints("fused reserved"),
     ]
 
 
@@ -199,7 +206,7 @@ class QuantizeArgs(Args):
         *_longs("outer rows cols"),
         *_ints("transpose zero_point"),
         *_floats("scale"),
-        *_ints("is_signed"),
+        *_ints("storage"),
     ]
 
 

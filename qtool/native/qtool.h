@@ -87,7 +87,9 @@ typedef struct qt_conv_args {
 } qt_conv_args;
 
 // y = x . w' + bias with x quantized on the fly, per tensor (row_wise 0) or per row (1):
-// numerics of FBGEMM's ChooseQuantizationParams; y = float(acc) * (x_scale * w_scale[o]) + bias[o], clamped.
+// numerics of FBGEMM's ChooseQuantizationParams; x is rounded as by QUANTIZE;
+// y = float(acc) * (x_scale * w_scale[o]) + bias[o], clamped: one rounding for product and sum when `fused` (FBGEMM),
+// one for each when not (QNNPACK).
 typedef struct qt_linear_dynamic_args {
   int64_t rows;
   int32_t in_features, out_features;
@@ -96,12 +98,15 @@ typedef struct qt_linear_dynamic_args {
   const int8_t* weight;  // [O][I]
   const float* w_scale;  // [O]
   const float* bias;     // [O] or NULL
+  int32_t fused, reserved;
 } qt_linear_dynamic_args;
 
 enum qt_binary_kind { QT_ADD = 0, QT_SUB = 1, QT_MUL = 2, QT_DIV = 3 };
 
 // rows x channels; b may be broadcast.
-// Float arithmetic: q = clamp(nearbyint(op(sa*(a - za), sb*(b - zb)) * inv_scale) + out_zero), every step in float32.
+// Float arithmetic, in float32 as PyTorch's vector code has it, with one rounding for each product and sum (fused):
+//   da = fma(a_scale, a, -(a_scale * a_zero)), db alike; q = clamp(nearbyint(op(da, db) * inv_scale) + out_zero)
+//   MUL comes with a_scale = b_scale = 1, so that the product is one of integers, and inv_scale = sa * sb / s_out.
 // Fixed point (QNNPACK add): acc = a_multiplier*a + b_multiplier*b + offset; q = clamp(rounding_shift(acc, shift) + out_zero),
 // rounding half away from zero.
 typedef struct qt_binary_args {
@@ -145,7 +150,8 @@ enum qt_pool_kind { QT_POOL_MAX = 0, QT_POOL_AVERAGE = 1 };
 
 // Average, u8: q = clamp(nearbyint(float(sum - taps*x_zero) * multiplier) + out_zero) with multiplier given for the
 // full window and, where windows are cut at the edge and padding does not count, divided accordingly:
-// m = x_scale / (out_scale * taps), in float32.
+// m = x_scale / (out_scale * taps), in float32. An average of adaptive bins adds the zero point before it rounds, fused:
+// q = clamp(nearbyint(fma(float(sum - taps*x_zero), m, out_zero))).
 // A global pool has the kernel as large as the picture. Bins of an adaptive pool: see `adaptive`.
 typedef struct qt_pool_args {
   int32_t kind;
@@ -163,11 +169,17 @@ typedef struct qt_pool_args {
 // rows = C and cols = H*W, and back with rows = H*W and cols = C), as the source when 0.
 //   QUANTIZE: q = clamp(nearbyint(fma(x, 1 / scale, zero_point))), half to even, in float32; NaN gives the smallest q
 //   DEQUANTIZE: x = scale * (q - zero_point)
+enum qt_storage {
+  QT_UINT8 = 0,         // zero_point in 0..255
+  QT_INT8 = 1,          // zero_point in -128..127
+  QT_INT8_SHIFTED = 2,  // the same numbers stored + 128, as operators have them
+};
+
 typedef struct qt_quantize_args {
   int64_t outer, rows, cols;
   int32_t transpose, zero_point;
   float scale;
-  int32_t is_signed;  // the bytes are int8, and zero_point in -128..127; else uint8 and 0..255
+  int32_t storage;  // qt_storage of the bytes
 } qt_quantize_args;
 
 typedef struct qt_copy_args {
