@@ -51,7 +51,7 @@ def test_structures_have_the_fields_of_the_header(struct):
 
 @pytest.mark.parametrize(
     ("prefix", "enum"),
-    [("QT_OP_", abi.Kind), ("QT_", abi.Unary), ("QT_", abi.Binary), ("QT_POOL_", abi.Pool), ("QT_", abi.Status)],
+    [("QT_OP_", abi.Kind), ("QT_", abi.Unary), ("QT_", abi.Binary), ("QT_POOL_", abi.Pool), ("QT_", abi.Storage), ("QT_", abi.Status)],
 )
 def test_enumerations_have_the_values_of_the_header(prefix, enum):
     header = _header()

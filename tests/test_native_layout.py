@@ -40,7 +40,7 @@ def _values(count: int, seed: int = 0) -> np.ndarray:
 
 def _params(signed: bool, zero: int, scale: float) -> tuple[QParams, dict[str, object]]:
     dtype = DType.INT8 if signed else DType.UINT8
-    return QParams.per_tensor(scale, zero, dtype), {"zero_point": zero, "scale": scale, "is_signed": int(signed)}
+    return QParams.per_tensor(scale, zero, dtype), {"zero_point": zero, "scale": scale, "storage": int(signed)}
 
 
 PARAMS = [
@@ -69,6 +69,22 @@ def test_quantize_and_dequantize_are_those_of_qparams(row, signed, zero, scale):
 
 
 @pytest.mark.parametrize("row", ROWS)
+def test_ties_and_int8_stored_shifted(row):
+    """Half steps, and numbers close to them: the rounding of int8 is that of int8 also where it is stored + 128."""
+    ties = (np.arange(-600, 600, dtype=np.float32) + np.float32(0.5))[:, None] * (1 + np.array([0, 1e-7, -1e-7, 3e-7]))
+    for zero, scale in [(0, 1.0), (-7, 0.125), (100, 0.3), (-128, 7.7)]:
+        x = (ties.ravel() * scale).astype(np.float32)
+        qparams, fields = _params(True, zero, scale)
+        expected = qparams.quantize(x)
+        fields["storage"] = abi.Storage.INT8_SHIFTED
+        args = abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=x.size, **fields)
+        q = run_kernel(row, Kind.QUANTIZE, args, [x], np.empty(x.size, np.uint8))
+        np.testing.assert_array_equal(q, expected.astype(np.int32) + 128)
+        y = run_kernel(row, Kind.DEQUANTIZE, args, [q], np.empty(x.size, np.float32))
+        np.testing.assert_array_equal(y, qparams.dequantize(expected))
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_dequantize_every_byte(row):
     q = np.arange(256, dtype=np.uint8)
     for signed, zero, scale in PARAMS:
@@ -82,7 +98,7 @@ def test_dequantize_every_byte(row):
 def test_nan_gives_the_smallest_value(row):
     x = np.full(100, np.nan, np.float32)
     for signed, smallest in ((False, 0), (True, -128)):
-        args = abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=100, zero_point=7, scale=0.1, is_signed=int(signed))
+        args = abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=100, zero_point=7, scale=0.1, storage=int(signed))
         q = run_kernel(row, Kind.QUANTIZE, args, [x], np.empty(100, np.int8 if signed else np.uint8))
         assert (q == smallest).all()
 
@@ -218,6 +234,7 @@ def _page_end(size: int, dtype: type) -> np.ndarray:
         (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=1, scale=0.0), "scale"),
         (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=1, scale=float("nan")), "scale"),
         (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=1, scale=1.0, zero_point=256), "zero point"),
+        (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=1, scale=1.0, storage=3), "storage"),
         (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=1, rows=-1, cols=1, scale=1.0), "negative"),
         (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=2**40, rows=2**40, cols=2**40, scale=1.0), "too large"),
         (Kind.QUANTIZE, abi.make(abi.QuantizeArgs, outer=1, rows=1, cols=17, scale=1.0), "has 64 bytes, expected 68"),

@@ -41,9 +41,10 @@ class QuantizeOp : public LayoutOp {
  public:
   QuantizeOp(const qt_quantize_args& args, const Row<const LayoutKernels*>& row) : LayoutOp(row), args_(args) {
     require(std::isfinite(args.scale) && args.scale > 0, "the scale is not a positive number");
-    const int shift = args.is_signed != 0 ? 128 : 0;
+    require(args.storage >= QT_UINT8 && args.storage <= QT_INT8_SHIFTED, "there is no such storage");
+    const int shift = args.storage == QT_UINT8 ? 0 : 128;
     require(args.zero_point >= -shift && args.zero_point <= 255 - shift, "the zero point is out of range");
-    scale_ = {args.scale, 1.0f / args.scale, args.zero_point + shift, static_cast<uint8_t>(shift)};
+    scale_ = {args.scale, 1.0f / args.scale, args.zero_point + shift, shift, args.storage == QT_INT8 ? uint8_t{0x80} : uint8_t{0}};
     count_ = checked_product({args.outer, args.rows, args.cols});
     transposed_ = args.transpose != 0 && args.rows > 1 && args.cols > 1;
   }

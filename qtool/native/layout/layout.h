@@ -1,10 +1,11 @@
 // Layout: quantize and dequantize, with or without a transposition, and copies and permutations of elements.
 //
 // With x float32, q a byte and s = 1 / scale in float32:
-//   quantize    q = nearbyint(clamp(fma(x, s, zero - flip), -flip, 255 - flip)), half to even, one rounding for product and
-//               sum as PyTorch has it; NaN gives the smallest q
-//   dequantize  x = scale * float(q - zero)
-// `flip` is 0x80 for int8 bytes (then zero is the zero point + 128) and 0 for uint8.
+//   quantize    b = nearbyint(clamp(fma(x, s, zero - shift), -shift, 255 - shift)) + shift, half to even, one rounding for
+//               product and sum as PyTorch has it; NaN gives the smallest b; q = b ^ flip
+//   dequantize  x = scale * float((q ^ flip) - zero)
+// For uint8 shift and flip are 0. For int8 shift is 128, since where the sum is rounded depends on the zero point, and
+// zero the zero point + 128; flip is 0x80 where the bytes are int8 and 0 where they are stored shifted by 128.
 //   transpose   y[c * y_stride + r] = x[r * x_stride + c] for r < rows, c < cols; strides in elements
 //
 // No alignment is needed, and nothing is read or written beyond what the formulas name: these kernels work on the
@@ -17,7 +18,7 @@ namespace qtool {
 
 struct QuantizeScale {
   float scale, inverse;
-  int32_t zero;  // 0..255
+  int32_t zero, shift;  // zero in 0..255
   uint8_t flip;
 };
 

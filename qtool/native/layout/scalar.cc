@@ -7,13 +7,13 @@ namespace qtool {
 namespace {
 
 void quantize(const float* x, uint8_t* q, int64_t count, const QuantizeScale& s) {
-  const float zero = static_cast<float>(s.zero - s.flip);
-  const float low = static_cast<float>(-s.flip), high = static_cast<float>(255 - s.flip);
+  const float zero = static_cast<float>(s.zero - s.shift);
+  const float low = static_cast<float>(-s.shift), high = static_cast<float>(255 - s.shift);
   for (int64_t i = 0; i < count; i++) {
     float value = fmaf(x[i], s.inverse, zero);
     value = value > low ? value : low;  // so written that NaN becomes `low`
     value = value < high ? value : high;
-    q[i] = static_cast<uint8_t>(static_cast<int32_t>(nearbyintf(value)));
+    q[i] = static_cast<uint8_t>((static_cast<int32_t>(nearbyintf(value)) + s.shift) ^ s.flip);
   }
 }
 

@@ -16,9 +16,9 @@ inline __m256i quantize8(const float* x, const Affine& a) {
 }
 
 void quantize(const float* x, uint8_t* q, int64_t count, const QuantizeScale& s) {
-  const Affine a = {_mm256_set1_ps(s.inverse), _mm256_set1_ps(static_cast<float>(s.zero - s.flip)),
-                    _mm256_set1_ps(static_cast<float>(-s.flip)), _mm256_set1_ps(static_cast<float>(255 - s.flip))};
-  const __m256i shift = _mm256_set1_epi16(s.flip);  // to 0..255 for the pack, and back
+  const Affine a = {_mm256_set1_ps(s.inverse), _mm256_set1_ps(static_cast<float>(s.zero - s.shift)),
+                    _mm256_set1_ps(static_cast<float>(-s.shift)), _mm256_set1_ps(static_cast<float>(255 - s.shift))};
+  const __m256i shift = _mm256_set1_epi16(static_cast<int16_t>(s.shift));
   const __m256i flip = _mm256_set1_epi8(static_cast<char>(s.flip));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the lanes of the two packs
   int64_t i = 0;
@@ -33,7 +33,8 @@ void quantize(const float* x, uint8_t* q, int64_t count, const QuantizeScale& s)
     const __m128 value =
         _mm_fmadd_ss(_mm_load_ss(x + i), _mm256_castps256_ps128(a.inverse), _mm256_castps256_ps128(a.zero));
     const __m128 most = _mm_max_ss(value, _mm256_castps256_ps128(a.low));
-    q[i] = static_cast<uint8_t>(_mm_cvtss_si32(_mm_min_ss(most, _mm256_castps256_ps128(a.high))));
+    const int whole = _mm_cvtss_si32(_mm_min_ss(most, _mm256_castps256_ps128(a.high)));
+    q[i] = static_cast<uint8_t>((whole + s.shift) ^ s.flip);
   }
 }
 

@@ -7,15 +7,16 @@ namespace {
 
 void quantize(const float* x, uint8_t* q, int64_t count, const QuantizeScale& s) {
   const __m512 inverse = _mm512_set1_ps(s.inverse);
-  const __m512 zero = _mm512_set1_ps(static_cast<float>(s.zero - s.flip));
-  const __m512 low = _mm512_set1_ps(static_cast<float>(-s.flip));
-  const __m512 high = _mm512_set1_ps(static_cast<float>(255 - s.flip));
+  const __m512 zero = _mm512_set1_ps(static_cast<float>(s.zero - s.shift));
+  const __m512 low = _mm512_set1_ps(static_cast<float>(-s.shift));
+  const __m512 high = _mm512_set1_ps(static_cast<float>(255 - s.shift));
+  const __m512i shift = _mm512_set1_epi32(s.shift), flip = _mm512_set1_epi32(s.flip);
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 valid = count - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (count - i)) - 1);
     const __m512 value = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(valid, x + i), inverse, zero);
     // max_ps gives its second operand for NaN; the limits are whole numbers, so rounding may come after them
     const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, low), high));
-    _mm512_mask_cvtepi32_storeu_epi8(q + i, valid, whole);
+    _mm512_mask_cvtepi32_storeu_epi8(q + i, valid, _mm512_xor_si512(_mm512_add_epi32(whole, shift), flip));
   }
 }
 
