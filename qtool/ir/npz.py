@@ -101,7 +101,7 @@ def _special(archive: Archive, member: str, dtype: DType) -> Array:
         got = f"{header.dtype.name} of shape {header.shape}"
         raise ModelError(f"member {shown(member)} is {got}; expected {dtype.value} with one axis")
     archive.check_sum(member)
-    return archive.array(member)
+    return archive.array(member, header)
 
 
 def _initializer(archive: Archive, member: str) -> Array:
@@ -111,7 +111,7 @@ def _initializer(archive: Archive, member: str) -> Array:
         raise ModelError(f"member {shown(member)} has element type {header.dtype.name}; expected one of {expected}")
     if header.fortran and len(header.shape) > 1:
         raise ModelError(f"member {shown(member)} is in Fortran order; expected C order")
-    return archive.array(member)
+    return archive.array(member, header)
 
 
 def _check_bool(name: str, array: Array) -> None:

@@ -72,9 +72,8 @@ class Archive:
             )
         return header
 
-    def array(self, name: str) -> Array:
-        """A read-only array over the mapped file (a copy where it lies misaligned), C or Fortran order as stored."""
-        header = self.header(name)
+    def array(self, name: str, header: NpyHeader) -> Array:
+        """The read-only array of that header over the mapped file; a copy where it lies misaligned."""
         shape = header.shape[::-1] if header.fortran else header.shape
         flat = np.zeros(0, header.dtype)
         if header.nbytes:
@@ -238,10 +237,11 @@ def _located(buffer: Buffer, member: Member, directory: int) -> Member:
     if (name, flags, method) != (member.name, member.flags, member.method):
         raise ModelError(f"member {shown(member.name)} is {shown(name)}, or of another kind, where its data are")
     start = begin + 30 + name_bytes + extra_bytes
-    extra = bytes(buffer[start - extra_bytes : start])
-    sizes = _full_numbers(extra, (fields[7], fields[6], 0), name)[:2]
-    if not flags & _DESCRIPTOR and (fields[5], *sizes) != (member.crc, member.size, member.stored):
-        raise ModelError(f"member {shown(member.name)} has another size or check sum in the directory than at its data")
+    if not flags & _DESCRIPTOR:
+        extra = bytes(buffer[start - extra_bytes : start])
+        sizes = _full_numbers(extra, (fields[7], fields[6], 0), name)[:2]
+        if (fields[5], *sizes) != (member.crc, member.size, member.stored):
+            raise ModelError(f"member {shown(name)} has another size or check sum in the directory than at its data")
     if start + member.stored > directory:
         raise ModelError(f"member {shown(member.name)} reaches past the end of the members: {member.stored} bytes")
     return Member(name, flags, method, member.crc, member.stored, member.size, begin, start)
