@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qtool.errors import ModelError
 from qtool.ir import Array, Graph, Node
-from qtool.ops.registry import attrs_of
-
-Vector = NDArray[np.float64]
+from qtool.ops.registry import attrs_of, get
 
 
 def from_state(graph: Graph, state: Mapping[str, Array], ignored: Collection[str]) -> Graph:
@@ -55,141 +52,101 @@ def _with_arrays(graph: Graph, arrays: Mapping[str, Array]) -> Graph:
 
 # Random weights.
 
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance of a value's channels, over images and pixels."""
-
-    mean: Vector
-    variance: Vector
+SAMPLES = 5
+RECTANGLES = 200
+SAMPLE_SHARE = 4 / 7
+"""Side of the sample images as a share of the architecture's own (128 for 224): a third of the arithmetic."""
 
 
 def random(graph: Graph, seed: int) -> Graph:
     """The graph with seeded random weights that behave as trained ones do.
 
-    Convolutions are drawn as He et al. (2015, arXiv:1502.01852) have it; the moments of every channel are followed
-    through the graph, as of independent Gaussians, and become the running statistics of batch norm. Activations so stay
-    of the order of 1 at any depth, and logits differ from image to image. Every array has a random stream of its own,
-    made of ``seed`` and its key: the same at any place in the architecture.
+    Convolutions are drawn as He et al. (2015, arXiv:1502.01852) have it. The nodes run as they are filled, on a few
+    random images, and the running statistics of batch norm are measured there: activations stay of the order of 1 at
+    any depth, and logits differ from image to image. (Statistics by formula, channels taken as independent, drift apart
+    by factors of thousands over fifty layers.) Every array has a random stream of its own, made of ``seed`` and key.
     """
+    if seed < 0:
+        raise ModelError(f"got the seed {seed}, expected 0 or more")
     arrays: dict[str, Array] = {}
-    moments: dict[str, Moments] = {name: _image_moments(graph, name) for name in graph.inputs}
-
-    def draw(key: str) -> np.random.Generator:
-        return np.random.default_rng([seed, zlib.crc32(key.encode())])
-
+    values: dict[str, Array] = {graph.inputs[0]: _sample_images(graph, seed)}
     for node in graph.nodes:
-        filled, moments[node.outputs[0]] = _RULES[node.op](graph, node, moments, draw)
-        arrays.update(filled)
-    return _with_arrays(graph, {key: array.astype(np.float32) for key, array in arrays.items()})
+        fill = _FILLS.get(node.op)
+        if fill:
+            arrays.update(fill(graph, node, values[node.inputs[0]], seed))
+        operands = [
+            values[name] if name in values else arrays.get(name, graph.initializers.get(name)) for name in node.inputs
+        ]
+        (values[node.outputs[0]],) = get(node.op).reference(attrs_of(node), *operands)
+        for name in _read_last_by(graph, node):
+            values.pop(name, None)
+    return _with_arrays(graph, arrays)
 
 
-Draw = Callable[[str], np.random.Generator]
-Known = Mapping[str, Moments]
-Filled = tuple[dict[str, Array], Moments]
+def _read_last_by(graph: Graph, node: Node) -> list[str]:
+    return [name for name in node.inputs if graph.consumers[name][-1] is node]
 
 
-def _image_moments(graph: Graph, name: str) -> Moments:
-    channels = int(graph.values[name].shape[1])
-    return Moments(np.zeros(channels), np.ones(channels))
+def _sample_images(graph: Graph, seed: int) -> Array:
+    """White noise and pictures of rectangles, whose edges, flat parts and colours are much as a photograph's."""
+    _, channels, image, _ = (int(n) if isinstance(n, int) else 0 for n in graph.values[graph.inputs[0]].shape)
+    side = max(round(min(image, 299) * SAMPLE_SHARE), min(image, 96))
+    stream = _stream(seed, "images")
+    images = stream.standard_normal((SAMPLES, channels, side, side))
+    pictures = [_rectangles(stream, channels, side) for _ in range(SAMPLES - 1)]
+    images[1:] = 0.1 * images[1:] + pictures
+    return images.astype(np.float32)
 
 
-def _conv(graph: Graph, node: Node, known: Known, draw: Draw) -> Filled:
-    x, key = known[node.inputs[0]], node.inputs[1]
-    shape = graph.initializers[key].shape
-    groups = attrs_of(node).groups
-    fan_in = int(np.prod(shape[1:]))
-    weight = draw(key).standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
-    # Sums over the taps of one input channel; then over the channels of the output's group.
-    sums, squares = weight.sum((2, 3), np.float64), np.square(weight).sum((2, 3), np.float64)
-    means, variances = (np.repeat(v.reshape(groups, -1), shape[0] // groups, 0) for v in (x.mean, x.variance))
-    return {key: weight}, Moments((sums * means).sum(1), (squares * variances).sum(1))
+def _rectangles(stream: np.random.Generator, channels: int, side: int) -> Array:
+    """The dead leaves model: sizes follow a power law, later ones cover earlier ones; colours are mostly grey."""
+    picture = np.zeros((channels, side, side))
+    for _ in range(RECTANGLES):
+        height, width = np.minimum(stream.pareto(1.0, 2) * 0.05 * side + 1, side).astype(int)
+        top, left = stream.integers(0, side, 2)
+        colour = stream.normal(0.0, 1.0) + stream.normal(0.0, 0.3, (channels, 1, 1))
+        picture[:, top : top + height, left : left + width] = colour
+    return picture
 
 
-def _batch_norm(_: Graph, node: Node, known: Known, draw: Draw) -> Filled:
-    x = known[node.inputs[0]]
+def _stream(seed: int, key: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
+
+
+def _normal(graph: Graph, key: str, seed: int, deviation: float) -> Array:
+    drawn = _stream(seed, key).standard_normal(graph.initializers[key].shape, np.float32)
+    return np.asarray(drawn * np.float32(deviation))
+
+
+def _fill_conv(graph: Graph, node: Node, _: Array, seed: int) -> dict[str, Array]:
+    key = node.inputs[1]
+    fan_in = int(np.prod(graph.initializers[key].shape[1:]))
+    return {key: _normal(graph, key, seed, (2 / fan_in) ** 0.5)}
+
+
+def _fill_batch_norm(_: Graph, node: Node, x: Array, seed: int) -> dict[str, Array]:
+    """A bias above 0 keeps most channels in the straight part of relu, where a shift of the input grows least."""
     mean, variance, weight, bias = node.inputs[1:]
-    gamma = draw(weight).uniform(0.6, 1.4, x.mean.shape)
-    beta = draw(bias).normal(0.0, 0.2, x.mean.shape)
-    return {mean: x.mean, variance: x.variance, weight: gamma, bias: beta}, Moments(beta, np.square(gamma))
+    channels = x.shape[1]
+    drawn = {
+        mean: x.mean((0, 2, 3), np.float64),
+        variance: x.var((0, 2, 3), np.float64),
+        weight: _stream(seed, weight).uniform(0.6, 1.4, channels),
+        bias: _stream(seed, bias).normal(0.5, 0.4, channels),
+    }
+    return {key: array.astype(np.float32) for key, array in drawn.items()}
 
 
-def _relu(_: Graph, node: Node, known: Known, __: Draw) -> Filled:
-    """Moments of a rectified Gaussian; the 6 of relu6 is more than four deviations away and does not matter."""
-    x = known[node.inputs[0]]
-    deviation = np.sqrt(x.variance)
-    z = x.mean / deviation
-    density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
-    # The logistic function stands for the normal distribution (within 0.01): NumPy has no erf.
-    probability = 1 / (1 + np.exp(-1.702 * z))
-    mean = x.mean * probability + deviation * density
-    square = (np.square(x.mean) + x.variance) * probability + x.mean * deviation * density
-    return {}, Moments(mean, np.maximum(square - np.square(mean), 1e-3 * x.variance))
-
-
-def _add(graph: Graph, node: Node, known: Known, _: Draw) -> Filled:
-    a, b = known[node.inputs[0]], _operand(graph, known, node.inputs[1])
-    return {}, Moments(a.mean + b.mean, a.variance + b.variance)
-
-
-def _scale(graph: Graph, node: Node, known: Known, _: Draw) -> Filled:
-    x, factor = known[node.inputs[0]], _operand(graph, known, node.inputs[1]).mean
-    return {}, Moments(x.mean * factor, x.variance * np.square(factor))
-
-
-def _operand(graph: Graph, known: Known, name: str) -> Moments:
-    """Moments of a value, or of a constant of one number a channel."""
-    if name in known:
-        return known[name]
-    constant = graph.initializers[name].reshape(-1).astype(np.float64)
-    return Moments(constant, np.zeros_like(constant))
-
-
-def _cat(_: Graph, node: Node, known: Known, __: Draw) -> Filled:
-    parts = [known[name] for name in node.inputs]
-    return {}, Moments(np.concatenate([p.mean for p in parts]), np.concatenate([p.variance for p in parts]))
-
-
-def _max_pool(_: Graph, node: Node, known: Known, __: Draw) -> Filled:
-    """The largest of three independent Gaussians: 2x2 or 3x3 neighbours are far from independent."""
-    x = known[node.inputs[0]]
-    return {}, Moments(x.mean + 0.846 * np.sqrt(x.variance), 0.559 * x.variance)
-
-
-def _average(graph: Graph, node: Node, known: Known, _: Draw) -> Filled:
-    """Neighbouring pixels are alike: n of them count as sqrt(n) independent ones."""
-    x = known[node.inputs[0]]
-    if node.op == "avg_pool2d":
-        pixels = int(np.prod(attrs_of(node).kernel_size))
-    else:
-        pixels = int(np.prod([int(n) for n in graph.values[node.inputs[0]].shape[2:]]))
-    return {}, Moments(x.mean, x.variance / np.sqrt(pixels))
-
-
-def _same(_: Graph, node: Node, known: Known, __: Draw) -> Filled:
-    return {}, known[node.inputs[0]]
-
-
-def _linear(graph: Graph, node: Node, known: Known, draw: Draw) -> Filled:
+def _fill_linear(graph: Graph, node: Node, x: Array, seed: int) -> dict[str, Array]:
     """Logits with a deviation of about 2; the bias takes away what all images share, as training would."""
-    x, key, bias = known[node.inputs[0]], node.inputs[1], node.inputs[2]
-    deviation = 2 / np.sqrt(x.variance.sum())
-    weight = draw(key).standard_normal(graph.initializers[key].shape, np.float32) * np.float32(deviation)
-    shift = draw(bias).normal(0.0, 0.1, weight.shape[0]) - weight @ x.mean
-    return {key: weight, bias: shift}, Moments(np.zeros(len(shift)), np.full(len(shift), 4.0))
+    weight, bias = node.inputs[1:3]
+    matrix = _normal(graph, weight, seed, 2 / float(np.sqrt(x.var(0).sum())))
+    shift = _stream(seed, bias).normal(0.0, 0.1, len(matrix)) - matrix @ x.mean(0)
+    return {weight: matrix, bias: shift.astype(np.float32)}
 
 
-_RULES: Mapping[str, Callable[[Graph, Node, Known, Draw], Filled]] = {
-    "conv2d": _conv,
-    "batch_norm": _batch_norm,
-    "relu": _relu,
-    "relu6": _relu,
-    "add": _add,
-    "mul": _scale,
-    "cat": _cat,
-    "max_pool2d": _max_pool,
-    "avg_pool2d": _average,
-    "adaptive_avg_pool2d": _average,
-    "flatten": _same,
-    "linear": _linear,
+_FILLS: Mapping[str, Callable[[Graph, Node, Array, int], dict[str, Array]]] = {
+    "conv2d": _fill_conv,
+    "batch_norm": _fill_batch_norm,
+    "linear": _fill_linear,
 }

@@ -1,0 +1,114 @@
+"""The zoo against the same architectures in torch (``torch_nets.py``).
+
+``load_state_dict(strict=True)`` shows that our keys are torchvision's, the outputs that our graphs are its networks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qtool import zoo
+from qtool.engine import reference
+from qtool.frontends import read_state_dict
+from qtool.zoo.weights import parameters
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch_nets import TORCH  # noqa: E402
+
+pytestmark = pytest.mark.peers
+torch.set_num_threads(1)
+
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet50": 25_557_032,
+    "mobilenet_v2": 3_504_872,
+    "googlenet": 6_624_904,
+    # torchvision's 27,161,264 less the 3,326,696 of AuxLogits, which only training uses.
+    "inception_v3": 23_834_568,
+}
+SMALL_IMAGE = {"resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "googlenet": 70, "inception_v3": 107}
+"""Odd sizes where ceil_mode and unpadded windows have something to decide."""
+
+
+def loaded(name, graph, **more):
+    """The torch module with the graph's weights; every key must be there and none more, counters apart."""
+    module = TORCH[name](**more).eval()
+    state = {key: torch.from_numpy(array.copy()) for key, array in parameters(graph).items()}
+    counters = {key: value for key, value in module.state_dict().items() if key.endswith("num_batches_tracked")}
+    module.load_state_dict({**state, **counters}, strict=True)
+    return module
+
+
+def outputs(graph, module, image, seed=0, batch=2):
+    x = np.random.default_rng(seed).standard_normal((batch, 3, image, image), np.float32)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(x)).numpy()
+    return reference.run(graph, {"x": x})[graph.outputs[0]], expected
+
+
+def assert_agree(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_outputs_equal_those_of_torch(name):
+    graph = zoo.build(name, seed=1, image=SMALL_IMAGE[name])
+    module = loaded(name, graph)
+    assert sum(p.numel() for p in module.parameters()) == PARAMETERS[name]
+    assert_agree(*outputs(graph, module, SMALL_IMAGE[name]))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "inception_v3"])
+def test_outputs_equal_those_of_torch_at_full_size(name):
+    graph = zoo.build(name, seed=2)
+    assert_agree(*outputs(graph, loaded(name, graph), 299 if name == "inception_v3" else 224, batch=1))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_the_input_transform_is_torchvisions(name):
+    graph = zoo.build(name, seed=3, classes=10, image=SMALL_IMAGE[name], transform=True)
+    module = loaded(name, graph, classes=10, transform_input=True)
+    assert_agree(*outputs(graph, module, SMALL_IMAGE[name]))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", zoo.names())
+def test_weights_saved_by_torch_are_read_back(name, legacy, tmp_path):
+    torch.manual_seed(4)
+    module = TORCH[name](classes=7).eval()
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean, -0.5, 0.5)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    path = tmp_path / "weights.pth"
+    torch.save(module.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    graph = zoo.build(name, read_state_dict(path), image=SMALL_IMAGE[name])
+    assert graph.values[graph.outputs[0]].shape == ("N", 7)
+    assert_agree(*outputs(graph, module, SMALL_IMAGE[name]))
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_random_batch_norm_statistics_hold_on_other_images(name):
+    """The variance before each batch norm is near the recorded one on fresh noise, at full size, through all layers."""
+    image = 299 if name == "inception_v3" else 224
+    graph = zoo.build(name, seed=5)
+    module = loaded(name, graph)
+    ratios = []
+
+    def measure(layer, inputs, _):
+        ratios.append(float(inputs[0].var((0, 2, 3)).mean() / layer.running_var.mean()))
+
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(measure)
+    x = np.random.default_rng(5).standard_normal((2, 3, image, image), np.float32)
+    with torch.inference_mode():
+        logits = module(torch.from_numpy(x)).numpy()
+    assert len(ratios) > 15
+    assert min(ratios) > 0.1
+    assert max(ratios) < 10
+    assert 1 < logits.std() < 20
+    assert np.abs(logits[0] - logits[1]).max() > 1
