@@ -70,9 +70,9 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     """Finds the most specific rule of each node: "" < "type:" < "re:" < the longest module path.
 
     A module path matches the module, the nodes inside it and a node of that very name, so that a child falls back to
-    its parent. A regular expression has to match from the start of the module path (``re.match``), and the first one in
-    the recipe wins; both as in PyTorch's QConfigMapping. A node outside of all modules goes by its name. RecipeError for a rule that matches no node, with its place
-    and the nearest name there is.
+    its parent. A regular expression has to match from the start of the module path (``re.match``; a node outside of all
+    modules goes by its name), and the first one in the recipe wins; both as in PyTorch's QConfigMapping. RecipeError
+    for a rule that matches no node, with its place and the nearest name there is.
     """
     listed = list(nodes)
     tests = [(rule, _test(rule)) for rule in rules]

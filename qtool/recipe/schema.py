@@ -93,14 +93,29 @@ class Stubs:
 
 
 @dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes an input: the short side resized, the centre cropped, then (x / 255 - mean) / std.
+
+    ``mean`` and ``std`` are for the channels red, green and blue.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """Where batches come from."""
+    """Where batches come from. ``labels`` and ``preprocess`` are for a folder of images."""
 
     data: Path
     split: str = ""
     batch_size: int = 32
     batches: int | None = None
     metric: str = ""
+    labels: Path | None = None
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""The keys of a recipe: one table that the loader checks by, and that the JSON schema is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from qtool.recipe.items import Item
+from qtool.recipe.kinds import Choice, Either, FilePath, Flag, Key, ListOf, Real, Table, Text, Whole
+from qtool.recipe.observers import EPS, OBSERVERS, QUANT_LIMIT
+from qtool.recipe.presets import PRESETS
+from qtool.recipe.schema import Backend, Mode, QDType, Scheme
+
+METRICS = ("top1", "top5")
+
+
+def _words(enumeration: type[Mode] | type[Backend] | type[Scheme] | type[QDType]) -> Choice:
+    return Choice(tuple(member.value for member in enumeration))
+
+
+def _options() -> dict[str, Key]:
+    """Every observer's own options, each with the observers that take it."""
+    takers: dict[str, list[str]] = {}
+    kinds: dict[str, Whole | Real] = {}
+    for name, info in OBSERVERS.items():
+        for option, kind in info.options.items():
+            kinds[option] = kind
+            takers.setdefault(option, []).append(name)
+    return {option: Key(kind, f"for the observer {' or '.join(takers[option])}") for option, kind in kinds.items()}
+
+
+OBSERVER = Table(
+    MappingProxyType(
+        {
+            "observer": Key(Choice(tuple(OBSERVERS)), "how the range is found"),
+            "dtype": Key(_words(QDType), "storage type: quint8 or qint8"),
+            "scheme": Key(
+                _words(Scheme), "one scale for the tensor or one a channel; symmetric has zero in the middle"
+            ),
+            "reduce_range": Key(Flag(), "use 7 of the 8 bits, for instruction sets that would overflow"),
+            "quant_min": Key(QUANT_LIMIT, "smallest integer the range is spread over"),
+            "quant_max": Key(QUANT_LIMIT, "largest integer the range is spread over"),
+            "eps": Key(EPS, "smallest scale"),
+            **_options(),
+        }
+    )
+)
+
+PRESET = Choice(tuple(PRESETS))
+
+QCONFIG = Table(
+    MappingProxyType(
+        {
+            "preset": Key(PRESET, "what is not given here is as in this preset (else as the backend's default)"),
+            "activation": Key(OBSERVER, "the observer of a layer's output; parts left out are filled in"),
+            "weight": Key(OBSERVER, "the observer of a layer's weight; parts left out are filled in"),
+            "single_rounding": Key(Flag(), "add residuals before the one rounding (more accurate, not PyTorch's bits)"),
+        }
+    )
+)
+
+
+@dataclass(frozen=True)
+class QConfigDict:
+    """Rules by key; they are read later, when mode and backend are known."""
+
+    def read(self, item: Item, name: str) -> Any:
+        if not isinstance(item.value, Mapping) or not item.value:
+            item.refuse(name, 'a mapping such as {"": fbgemm, layer1.0.conv1: null}')
+        return item
+
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"anyOf": [{"type": "null"}, PRESET.schema(), QCONFIG.schema()]},
+        }
+
+
+_PREPROCESS = Table(
+    MappingProxyType(
+        {
+            "resize": Key(Whole(1, 65536), "pixels of the short side"),
+            "crop": Key(Whole(1, 65536), "pixels of the square cut from the centre"),
+            "mean": Key(ListOf(Real(-1e6, 1e6), 3), "of red, green and blue, subtracted from x / 255"),
+            "std": Key(ListOf(Real(0.0, 1e6, above=True), 3), "of red, green and blue, divided by"),
+        }
+    )
+)
+
+_DATA = {
+    "data": Key(FilePath(), "an .npz or .npy file, a folder of them, or a folder of images", required=True),
+    "split": Key(Text("the name of a split"), "the part of the data to use"),
+    "batch_size": Key(Whole(1, 1 << 20), "samples a batch (32)"),
+    "batches": Key(Whole(1, 1 << 30), "number of batches (all)"),
+    "labels": Key(FilePath(), "a .csv file with file names and classes, for a folder of images"),
+    "preprocess": Key(_PREPROCESS, "how an image becomes an input"),
+}
+
+RECIPE = Table(
+    MappingProxyType(
+        {
+            "model": Key(FilePath(), "the float model: .npz, .onnx, ...", required=True),
+            "output": Key(FilePath(), "where the quantized model is written", required=True),
+            "mode": Key(_words(Mode), "static (calibrated), dynamic (activations at run time) or qat (static)"),
+            "backend": Key(_words(Backend), "default qconfigs and int8 arithmetic (fbgemm)"),
+            "debug": Key(Flag(), "write float weights and explicit quantize/dequantize operators"),
+            "qconfig_dict": Key(QConfigDict(), 'layer -> qconfig; "" < type:OP < re:REGEX < longest module path'),
+            "fuse": Key(
+                Either(Choice(("auto", "none")), ListOf(ListOf(Text("the name of a module")))),
+                "auto, none, or lists of modules to fuse: [[conv1, bn1, relu]]",
+            ),
+            "stubs": Key(
+                Either(
+                    Choice(("auto",)),
+                    Table(
+                        MappingProxyType(
+                            {
+                                "quant": Key(
+                                    ListOf(Text("the name of a value or module")),
+                                    "where quantization begins",
+                                    required=True,
+                                ),
+                                "dequant": Key(
+                                    ListOf(Text("the name of a value or module")), "where it ends", required=True
+                                ),
+                            }
+                        )
+                    ),
+                ),
+                "auto, or where quantization begins and ends: {quant: [...], dequant: [...]}",
+            ),
+            "calibration": Key(Table(MappingProxyType(_DATA)), "data to observe"),
+            "evaluation": Key(
+                Table(MappingProxyType({**_DATA, "metric": Key(Choice(METRICS), "what is measured (top1)")})),
+                "data to measure the accuracy on",
+            ),
+            "latency": Key(
+                Table(
+                    MappingProxyType(
+                        {
+                            "threads": Key(Whole(1, 1024), "threads (1)"),
+                            "batch": Key(Whole(1, 1 << 20), "samples an inference (1)"),
+                            "warmup": Key(Whole(0, 1 << 20), "runs that are not counted (5)"),
+                            "seconds": Key(Real(0.0, 3600.0, above=True), "time spent on each model (1.0)"),
+                        }
+                    )
+                ),
+                "how the speed is measured",
+            ),
+            "gates": Key(
+                Table(
+                    MappingProxyType(
+                        {
+                            "max_accuracy_drop": Key(Real(0.0, 1e6), "in the metric's unit"),
+                            "min_size_ratio": Key(Real(0.0, 1e6), "float bytes / quantized bytes"),
+                            "min_speedup": Key(Real(0.0, 1e6), "float time / quantized time"),
+                        }
+                    )
+                ),
+                "limits; qtool exits with 3 when one is missed",
+            ),
+            "report": Key(
+                Table(MappingProxyType({"json": Key(FilePath(), "where the JSON report is written")})),
+                "reports to write",
+            ),
+        }
+    )
+)

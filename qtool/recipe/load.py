@@ -1,0 +1,117 @@
+"""Recipe files -> Recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from qtool.ops import all_ops
+from qtool.recipe.document import METRICS, RECIPE
+from qtool.recipe.items import Item
+from qtool.recipe.match import REGEX, TYPE, compiled
+from qtool.recipe.overrides import apply_overrides
+from qtool.recipe.presets import default_for
+from qtool.recipe.qconfigs import plain_qconfig, read_qconfig
+from qtool.recipe.schema import (
+    Backend,
+    DataConfig,
+    Gates,
+    LatencyConfig,
+    Mode,
+    Preprocess,
+    Recipe,
+    Rule,
+    Stubs,
+)
+from qtool.recipe.suggest import did_you_mean
+from qtool.recipe.yamlfile import read_file
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies ``--set`` overrides (their syntax: qtool/recipe/overrides.py).
+
+    RecipeError for whatever is wrong, with the file, the line and the nearest right spelling. Relative paths start at
+    the recipe's folder. The files it names are not looked at.
+    """
+    path = Path(path)
+    item = apply_overrides(read_file(path), overrides)
+    values = RECIPE.read(item, "")
+    mode = Mode(values.get("mode", Mode.STATIC.value))
+    backend = Backend(values.get("backend", Backend.FBGEMM.value))
+    rules = _rules(values.get("qconfig_dict"), mode, backend)
+    recipe = Recipe(
+        path=path,
+        model=values["model"],
+        output=values["output"],
+        mode=mode,
+        backend=backend,
+        rules=rules,
+        debug=values.get("debug", False),
+        fuse=values.get("fuse", "auto"),
+        stubs=_stubs(values.get("stubs", "auto")),
+        calibration=_data(values.get("calibration")),
+        evaluation=_data(values.get("evaluation"), METRICS[0]),
+        latency=LatencyConfig(**values["latency"]) if "latency" in values else None,
+        gates=Gates(**values.get("gates", {})),
+        report_json=values.get("report", {}).get("json"),
+        resolved=_resolved(item, mode, backend, rules),
+    )
+    _check_together(recipe, item)
+    return recipe
+
+
+def _rules(item: Item | None, mode: Mode, backend: Backend) -> tuple[Rule, ...]:
+    base = default_for(mode, backend)
+    if item is None:
+        return (Rule("", base, "default"),)
+    return tuple(
+        _rule(key, child, read_qconfig(child, _name(key), base, mode)) for key, child in item.entries().items()
+    )
+
+
+def _rule(key: str, item: Item, qconfig: Any) -> Rule:
+    if key.startswith(REGEX):
+        compiled(key, item.where)
+    elif key.startswith(TYPE) and key[len(TYPE) :] not in all_ops():
+        item.fail(f"{_name(key)}: unknown operator{did_you_mean(key[len(TYPE) :], all_ops())}")
+    return Rule(key, qconfig, item.where)
+
+
+def _name(key: str) -> str:
+    return f"qconfig_dict.{key}" if key else 'qconfig_dict.""'
+
+
+def _stubs(value: Any) -> Stubs | None:
+    return None if value == "auto" else Stubs(**value)
+
+
+def _data(values: Mapping[str, Any] | None, metric: str = "") -> DataConfig | None:
+    if values is None:
+        return None
+    preprocess = Preprocess(**values["preprocess"]) if "preprocess" in values else None
+    return DataConfig(**{"metric": metric, **values, "preprocess": preprocess})
+
+
+def _check_together(recipe: Recipe, item: Item) -> None:
+    """What no single key is wrong in."""
+    if recipe.model.resolve() == recipe.output.resolve():
+        item.entries()["output"].fail("output: is the model itself, which would be overwritten")
+    if recipe.mode is not Mode.DYNAMIC and recipe.calibration is None:
+        item.fail(f"calibration is missing: mode {recipe.mode.value} needs data to observe")
+    gates = item.entries().get("gates", item)
+    if recipe.gates.max_accuracy_drop is not None and recipe.evaluation is None:
+        gates.fail("gates.max_accuracy_drop needs an evaluation block")
+    if recipe.gates.min_speedup is not None and recipe.latency is None:
+        gates.fail("gates.min_speedup needs a latency block")
+    if all(rule.qconfig is None for rule in recipe.rules):
+        item.entries()["qconfig_dict"].fail("qconfig_dict: every rule is null, so that nothing would be quantized")
+
+
+def _resolved(item: Item, mode: Mode, backend: Backend, rules: Sequence[Rule]) -> Mapping[str, Any]:
+    """The recipe as written, with overrides, presets and the defaults that choose numbers written out."""
+    plain = {key: value for key, value in item.plain().items() if value is not None}
+    plain["mode"], plain["backend"] = mode.value, backend.value
+    plain["qconfig_dict"] = {rule.key: plain_qconfig(rule.qconfig) for rule in rules}
+    return MappingProxyType(plain)
