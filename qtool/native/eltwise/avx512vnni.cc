@@ -1,0 +1,7 @@
+#include "eltwise/body.h"
+
+namespace qtool {
+
+const EltwiseKernels eltwise_avx512vnni = kKernels;
+
+}  // namespace qtool

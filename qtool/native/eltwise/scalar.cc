@@ -1,0 +1,7 @@
+#include "eltwise/body.h"
+
+namespace qtool {
+
+const EltwiseKernels eltwise_scalar = kKernels;
+
+}  // namespace qtool

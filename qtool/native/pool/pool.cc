@@ -1,0 +1,166 @@
+// The operators of the family: windows, chunks, choice of the kernels.
+#include "pool/pool.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/rows.h"
+
+namespace qtool {
+namespace {
+
+constexpr Row<const PoolKernels*> kRows[] = {
+#define QT_KERNEL(isa, name, tile) {isa, #name, tile, &name},
+#include "pool/kernels.inc"
+#undef QT_KERNEL
+};
+
+// The part of one axis under a window: positions first, first + step, ... below last, and the size it is divided by.
+struct Span {
+  int first, last, step, divisor;
+};
+
+Span span_of(const qt_pool_args& a, int position, bool vertical) {
+  const int size = vertical ? a.in_height : a.in_width, outputs = vertical ? a.out_height : a.out_width;
+  if (a.adaptive != 0) {
+    const int first = static_cast<int>(int64_t{position} * size / outputs);
+    const int last = static_cast<int>(((int64_t{position} + 1) * size + outputs - 1) / outputs);
+    return {first, last, 1, last - first};
+  }
+  const int kernel = vertical ? a.kernel_height : a.kernel_width, stride = vertical ? a.stride_height : a.stride_width;
+  const int before = vertical ? a.pad_top : a.pad_left, after = vertical ? a.pad_bottom : a.pad_right;
+  const int step = vertical ? a.dilation_height : a.dilation_width;
+  const int begin = position * stride - before, end = std::min(begin + (kernel - 1) * step + 1, size + after);
+  const int first = begin >= 0 ? begin : begin + (-begin + step - 1) / step * step;
+  return {first, std::min(end, size), step, end - begin};
+}
+
+template <class T>
+class PoolOp : public Op {
+ public:
+  PoolOp(const qt_pool_args& args, const Row<const PoolKernels*>& row) : args_(args), row_(row) {
+    const bool is_pool = args.kind == QT_POOL_MAX || args.kind == QT_POOL_AVERAGE;
+    require(is_pool, "there is no such pool");
+    require(args.in_height > 0 && args.in_width > 0 && args.out_height > 0 && args.out_width > 0, "a pool of no pixels");
+    if (args.adaptive == 0) check_window();
+    if (sizeof(T) == 1 && args.kind == QT_POOL_AVERAGE) check_scales();
+    checked_product({args.batch, args.in_height, args.in_width, args.channels, int64_t{sizeof(T)}});
+    checked_product({args.batch, args.out_height, args.out_width, args.channels, int64_t{sizeof(T)}});
+    most_taps_ = checked_product({most(true), most(false)});
+    require(most_taps_ <= 1 << 23, "a window of more than 2^23 pixels");
+  }
+
+  const char* kernel() const override { return row_.name; }
+
+  Extents extents() const override {
+    const int64_t pixel = int64_t{args_.channels} * static_cast<int64_t>(sizeof(T));
+    const int64_t in = int64_t{args_.batch} * args_.in_height * args_.in_width * pixel;
+    return {1, {in}, int64_t{args_.batch} * args_.out_height * args_.out_width * pixel};
+  }
+
+  int64_t scratch_bytes() const override { return most_taps_ * static_cast<int64_t>(sizeof(T*)); }
+
+  void run(const RunContext& context) const override {
+    context.pool->parallel(int64_t{args_.batch} * args_.out_height, [&](int64_t chunk, int thread) {
+      const T** taps = reinterpret_cast<const T**>(context.scratch + thread * context.scratch_stride);
+      run_line(static_cast<const T*>(context.inputs[0]), static_cast<T*>(context.output), chunk, taps);
+    });
+  }
+
+ private:
+  void check_window() const {
+    const qt_pool_args& a = args_;
+    require(a.kernel_height > 0 && a.kernel_width > 0 && a.stride_height > 0 && a.stride_width > 0, "an empty window");
+    require(a.dilation_height > 0 && a.dilation_width > 0, "a dilation is not positive");
+    require(a.pad_top >= 0 && a.pad_left >= 0 && a.pad_bottom >= 0 && a.pad_right >= 0, "a padding is negative");
+    checked_product({a.kernel_height, a.dilation_height, a.in_height});
+    checked_product({a.kernel_width, a.dilation_width, a.in_width});
+    for (int vertical = 0; vertical < 2; vertical++) {
+      const int outputs = vertical ? a.out_height : a.out_width;
+      for (int i = 0; i < outputs; i++) {
+        const Span span = span_of(a, i, vertical != 0);
+        require(span.first < span.last && span.divisor > 0, "a window lies outside of the picture");
+      }
+    }
+  }
+
+  void check_scales() const {
+    require(std::isfinite(args_.x_scale) && args_.x_scale > 0, "the scale is not a positive number");
+    require(std::isfinite(args_.out_scale) && args_.out_scale > 0, "the scale is not a positive number");
+    require(args_.out_zero >= 0 && args_.out_zero <= 255 && args_.x_zero >= 0 && args_.x_zero <= 255, "a zero point is no byte");
+  }
+
+  int64_t most(bool vertical) const {
+    if (args_.adaptive == 0) return vertical ? args_.kernel_height : args_.kernel_width;
+    int found = 0;
+    const int outputs = vertical ? args_.out_height : args_.out_width;
+    for (int i = 0; i < outputs; i++) {
+      const Span span = span_of(args_, i, vertical);
+      found = std::max(found, span.last - span.first);
+    }
+    return found;
+  }
+
+  // One line of one picture's output.
+  void run_line(const T* x, T* y, int64_t line, const T** taps) const {
+    const int64_t pixel = args_.channels;
+    const T* picture = x + line / args_.out_height * args_.in_height * args_.in_width * pixel;
+    T* out = y + line * args_.out_width * pixel;
+    const Span rows = span_of(args_, static_cast<int>(line % args_.out_height), true);
+    for (int ox = 0; ox < args_.out_width; ox++, out += pixel) {
+      const Span cols = span_of(args_, ox, false);
+      int64_t count = 0;
+      for (int iy = rows.first; iy < rows.last; iy += rows.step) {
+        for (int ix = cols.first; ix < cols.last; ix += cols.step) {
+          taps[count++] = picture + (int64_t{iy} * args_.in_width + ix) * pixel;
+        }
+      }
+      if (args_.kind == QT_POOL_MAX) {
+        maximum(taps, count, out);
+      } else {
+        average(taps, count, divisor(rows, cols, count), out);
+      }
+    }
+  }
+
+  float divisor(const Span& rows, const Span& cols, int64_t count) const {
+    if (args_.divisor_override != 0) return static_cast<float>(args_.divisor_override);
+    if (args_.adaptive == 0 && args_.count_include_pad != 0) return static_cast<float>(int64_t{rows.divisor} * cols.divisor);
+    return static_cast<float>(count);
+  }
+
+  void maximum(const T* const* taps, int64_t count, T* out) const {
+    if constexpr (sizeof(T) == 1) {
+      row_.kernel->max_u8(taps, count, args_.channels, out);
+    } else {
+      row_.kernel->max_f32(taps, count, args_.channels, out);
+    }
+  }
+
+  void average(const T* const* taps, int64_t count, float divisor, T* out) const {
+    if constexpr (sizeof(T) == 1) {
+      const float multiplier = args_.x_scale / (args_.out_scale * divisor);
+      const int32_t offset = static_cast<int32_t>(count * args_.x_zero);
+      row_.kernel->average_u8(taps, count, args_.channels, {multiplier, offset, args_.out_zero, args_.adaptive}, out);
+    } else {
+      row_.kernel->average_f32(taps, count, args_.channels, divisor, out);
+    }
+  }
+
+  qt_pool_args args_;
+  const Row<const PoolKernels*>& row_;
+  int64_t most_taps_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_pool(const qt_op& op, const MakeContext& context) {
+  const qt_pool_args& args = *static_cast<const qt_pool_args*>(op.args);
+  const Row<const PoolKernels*>& row = select_row(kRows, context);
+  if (op.kind == QT_OP_QPOOL) return std::make_unique<PoolOp<uint8_t>>(args, row);
+  return std::make_unique<PoolOp<float>>(args, row);
+}
+
+void list_pool(std::vector<KernelInfo>* list) { list_rows("pool", kRows, list); }
+
+}  // namespace qtool
