@@ -215,6 +215,48 @@ def test_bad_shapes_and_attributes_are_told(op, shapes, attrs, message):
     assert op in str(caught.value)
 
 
+DIMS = st.sampled_from([0, 1, 2, 3, 4, 8, 10**12, "N", "N*4", "M*N", "", "*", "4", "N*" + "7" * 30])
+SHAPES = st.lists(DIMS, max_size=5).map(tuple)
+TYPES = st.builds(TensorType, st.sampled_from(DType), SHAPES) | st.builds(TensorType, st.just(F32), SHAPES)
+NUMBERS = st.sampled_from([-(2**70), -2, -1, 0, 1, 2, 3, 8, 10**12, 2**70, 0.5, -1.0, 1e300, math.inf, math.nan])
+PLAIN = (
+    NUMBERS | st.booleans() | st.none() | st.sampled_from(["none", "relu", "clamp", "constant", "reflect", "circular"])
+)
+WHOLE = st.integers(-3, 9)
+FITTING = WHOLE | st.tuples(WHOLE) | st.tuples(WHOLE, WHOLE) | st.lists(st.tuples(WHOLE, WHOLE), max_size=2).map(tuple)
+VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4).map(tuple), max_leaves=6)
+
+
+@pytest.mark.parametrize("spec", all_ops().values(), ids=lambda spec: spec.name)
+def test_nothing_but_a_model_error_comes_out_of_inference(spec):
+    """Good cases with one attribute or one input changed at random."""
+    fields = [field.name for field in dataclasses.fields(spec.attrs)]
+
+    @settings(max_examples=50)
+    @given(st.data())
+    def check(data):
+        case = data.draw(CASES[spec.name])
+        types, attrs = types_of(case, "N"), dict(case.attrs)
+        if fields and data.draw(st.booleans()):
+            attrs[data.draw(st.sampled_from(fields))] = data.draw(FITTING | VALUES)
+        else:
+            types[data.draw(st.integers(0, len(types) - 1))] = data.draw(TYPES | st.none())
+        names = tuple("" if found is None else f"i{i}" for i, found in enumerate(types))
+        try:
+            outputs = infer_node(Node(spec.name, "node", names, ("y",), attrs), types)
+        except ModelError:
+            return
+        assert all(isinstance(found, TensorType) and 0 not in found.shape for found in outputs)
+
+    check()
+
+
+def test_tensors_without_elements_are_refused():
+    for op, shape, attrs in (("relu", ("N", 0), {}), ("slice", (4,), {"start": 3, "end": 3})):
+        with pytest.raises(ModelError, match=f"{op} 'node': got"):
+            infer_node(Node(op, "node", ("x",), ("y",), attrs), [TensorType(F32, shape)])
+
+
 def test_operators_that_compute_want_float32():
     with pytest.raises(ModelError, match="conv2d 'c': got uint8 as x, expected float32"):
         infer_node(Node("conv2d", "c", ("x", "w"), ("y",)), [TensorType(DType.UINT8, X), TensorType(F32, W)])

@@ -123,7 +123,6 @@ def _check_weight(attrs: ConvAttrs, x: TensorType, weight: TensorType) -> tuple[
         f"{inputs * groups} (weight {inputs} x groups {groups})",
     )
     require(outputs % groups == 0, f"{outputs} output channels", f"a multiple of groups {groups}")
-    require(min(outputs, inputs, *kernel) >= 1, f"weight of shape {tuple(weight.shape)}", "no size of 0")
     require(min(attrs.stride) >= 1, f"stride {attrs.stride}", "at least 1")
     require(min(attrs.dilation) >= 1, f"dilation {attrs.dilation}", "at least 1")
     return outputs, tuple(kernel)

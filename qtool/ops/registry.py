@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,11 +98,10 @@ def attrs_of(node: Node) -> Any:
 
 def parse_attrs(cls: type[Attrs], attrs: Mapping[str, Attr], where: str) -> Any:
     """Builds ``cls`` from plain values, with each field's type checked."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields, hints = _fields(cls)
     unknown = sorted(set(attrs) - set(fields))
     if unknown:
         raise ModelError(f"{where}: unknown attribute {unknown[0]!r}; expected {', '.join(fields) or 'none'}")
-    hints = typing.get_type_hints(cls)
     for name, f in fields.items():
         if name not in attrs:
             if f.default is dataclasses.MISSING:
@@ -109,6 +109,12 @@ def parse_attrs(cls: type[Attrs], attrs: Mapping[str, Attr], where: str) -> Any:
         elif not _matches(attrs[name], hints[name]):
             raise ModelError(f"{where}: attribute {name!r} is {attrs[name]!r}; expected {_spell(hints[name])}")
     return cls(**attrs)
+
+
+@functools.cache
+def _fields(cls: type[Attrs]) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Fields and their types by name; kept, since working types out takes longer than all other checks."""
+    return {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
 
 
 def plain_attrs(attrs: Attrs) -> dict[str, Attr]:
@@ -122,16 +128,25 @@ def infer_node(node: Node, inputs: Sequence[TensorType | None]) -> tuple[TensorT
     _check_arity(spec, node)
     attrs = attrs_of(node)
     try:
-        return spec.infer(attrs, *inputs)
+        _need_elements(inputs)
+        outputs = spec.infer(attrs, *inputs)
+        _need_elements(outputs)
+        return outputs
     except ModelError as error:
         raise ModelError(f"{node.op} '{node.name}': {error}") from error
+
+
+def _need_elements(types_: Iterable[TensorType | None]) -> None:
+    for found in types_:
+        require(found is None or 0 not in found.shape, "a tensor without elements", "no size of 0")
 
 
 def _check_arity(spec: OpSpec, node: Node) -> None:
     required = sum(1 for name in spec.inputs if name[-1] not in "?*")
     variadic = bool(spec.inputs) and spec.inputs[-1].endswith("*")
     got = len(node.inputs)
-    if got < required or (not variadic and got > len(spec.inputs)) or not all(node.inputs[:required]):
+    named = all(node.inputs) if variadic else all(node.inputs[:required])
+    if got < required or (not variadic and got > len(spec.inputs)) or not named:
         raise ModelError(f"{node.op} '{node.name}': got {got} inputs, expected {', '.join(spec.inputs) or 'none'}")
 
 
