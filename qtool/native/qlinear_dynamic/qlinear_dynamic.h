@@ -1,0 +1,56 @@
+// Linear layer over float32 whose input is quantized while it runs: torch.ops.quantized.linear_dynamic of FBGEMM.
+//
+//   q[m, k] = clamp(nearbyint(fma(x[m, k], 1 / sx[m], float(zx[m]))), 0, 255)   half to even; NaN gives 0
+//   acc[m, o] = sum over k of (q[m, k] - zx[m]) * w[o, k]                       int32, exact
+//   y[m, o] = clamp(fma(float(acc[m, o]), sx[m] * sw[o], bias[o]), low, high)   one rounding
+//
+// Unlike everywhere else in FBGEMM the zero point is added before the rounding (QuantizeAvx2's LEGACY order, fused in
+// its vector code as is the last line): near halves the two orders differ.
+//
+//   m  row of x, 0..rows-1; k  input feature; o  output feature
+//   sx, zx  of the whole of x, or of each row, by ChooseQuantizationParams (params.h)
+//
+// q is written once to scratch rows of `element_bytes` an element. Weights are packed in panels of `columns` features,
+// [k / group][columns][group], the last panel rounded up to `step` features and k up to `group`, filled with zeros; what
+// q holds past the last k is multiplied by those. sums[o] = sum over k of w[o, k] takes the zero point out:
+// acc = sum q * w - zx * sums, exact modulo 2^32.
+#pragma once
+
+#include <stdint.h>
+
+#include "qtool.h"
+
+namespace qtool {
+
+// One tile: `rows` rows by `vectors * step` features over all k.
+struct QlinearDynamicTile {
+  const void* q;           // row r at r * q_bytes
+  int64_t q_bytes;
+  int64_t groups;          // of k
+  const int8_t* weight;    // [groups][width][group], width = vectors * step
+  const int32_t* sums;     // [width]
+  const float* scale;      // [width]
+  const float* bias;       // [width]
+  const float* x_scale;    // [rows]
+  const int32_t* x_zero;   // [rows]
+  float* out;              // row r, feature c at out[r * pitch + c]
+  int64_t pitch;
+  int rows, vectors;       // 1..kernel.rows, 1..kernel.columns / step
+  int columns;             // features to write, at most width; only the last vector may be partly used
+  float low, high;
+};
+
+struct QlinearDynamicKernel {
+  int rows, columns, step, group, element_bytes;
+  // Widens range[0] .. range[1] to hold x; NaN does not count.
+  void (*min_max)(const float* x, int64_t count, float range[2]);
+  // Writes q, and may write up to the next multiple of 64 bytes.
+  void (*quantize)(const float* x, int64_t count, float inverse_scale, int32_t zero, void* q);
+  void (*run)(const QlinearDynamicTile& tile);
+};
+
+#define QT_KERNEL(isa, name, tile) extern const QlinearDynamicKernel name;
+#include "qlinear_dynamic/kernels.inc"
+#undef QT_KERNEL
+
+}  // namespace qtool
