@@ -10,6 +10,7 @@ import pytest
 from qtool.errors import ModelError
 from qtool.ir import DType, Graph, QParams, constant
 from qtool.ops import Builder, check_types
+from qtool.passes import lower_qdq
 
 ACTIVATION = QParams.per_tensor(0.05, 10, DType.UINT8)
 OTHER = QParams.per_tensor(0.1, 3, DType.UINT8)
@@ -74,6 +75,7 @@ def one_node(op: str, inputs: dict[str, QParams | None], out: QParams | None, **
         int8_graph(weight=QParams.per_tensor(0.1, 0, DType.INT8), backend="qnnpack"),
         dynamic_graph(PER_CHANNEL),
         one_node("cat", {"a": ACTIVATION, "b": OTHER}, OTHER, dim=1),
+        one_node("relu6", {"a": ACTIVATION}, OTHER),
         one_node("add", {"a": ACTIVATION, "b": OTHER}, QParams.per_tensor(1.0, -5, DType.INT8)),
     ],
     ids=lambda graph: graph.name,
@@ -185,3 +187,16 @@ def test_the_storage_type_is_that_of_the_parameters():
     values = {**graph.values, "a.q": replace(graph.values["a.q"], dtype=DType.INT8)}
     with pytest.raises(ModelError, match="got storage int8 and parameters of uint8"):
         check_types(replace(graph, values=values))
+
+
+@pytest.mark.parametrize(
+    ("op", "out", "lowered"), [("flatten", ACTIVATION, True), ("flatten", OTHER, False), ("relu", OTHER, True)]
+)
+def test_integers_are_moved_as_they_are_only_where_they_mean_the_same(op: str, out: QParams, lowered: bool):
+    b = Builder("qdq")
+    x = b.node("quantize", [b.input("x", ("N", 4))], "x.q", ACTIVATION)
+    y = b.node(op, [b.node("dequantize", [x], "x.dq")], "y")
+    y = b.node("dequantize", [b.node("quantize", [y], "y.q", out)], "y.dq")
+    graph = lower_qdq(b.finish([y], "fbgemm"))
+    check_types(graph)
+    assert (graph.producers["y.q"].op == op) is lowered

@@ -13,7 +13,7 @@ from qtool.ops import (
     shape,
 )
 from qtool.ops.builder import Builder
-from qtool.ops.check import check_types
+from qtool.ops.check import check_types, keeps_parameters
 from qtool.ops.registry import (
     Attrs,
     OpSpec,
@@ -42,6 +42,7 @@ __all__ = [
     "check_types",
     "get",
     "infer_node",
+    "keeps_parameters",
     "operator_table",
     "parse_attrs",
     "plain_attrs",

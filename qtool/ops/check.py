@@ -11,8 +11,27 @@ from qtool.ops.registry import OpSpec, QuantRule, get, infer_node
 
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
 STORAGE = (DType.INT8, DType.UINT8)
-REQUANTIZES = ("cat",)
-"""Operators that move values and yet bring their inputs to parameters of the output's own, as ``quantized::cat``."""
+REQUANTIZES = frozenset(
+    {
+        "relu",
+        "relu6",
+        "hardtanh",
+        "clamp",
+        "avg_pool1d",
+        "avg_pool2d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "mean",
+        "cat",
+    }
+)
+"""Same-as-input operators that can nevertheless bring their result to parameters of the output's own: those that
+compute, and ``cat``, whose inputs may differ. The others only move stored integers."""
+
+
+def keeps_parameters(op: str) -> bool:
+    """Whether the output of a quantized ``op`` must have the very parameters of its input."""
+    return get(op).rule is QuantRule.SAME_AS_INPUT and op not in REQUANTIZES
 
 
 def check_types(graph: Graph) -> None:
@@ -110,7 +129,7 @@ def _check_int8(graph: Graph, node: Node, inputs: list[QParams | None], outputs:
     if inputs[0] is None and spec.rule is not QuantRule.FREE:
         raise _fail(node, f"got the float input '{node.inputs[0]}', expected a quantized one")
     _check_per_tensor(node, inputs, outputs, spec.weight if accumulates else None)
-    if spec.rule is QuantRule.SAME_AS_INPUT and node.op not in REQUANTIZES and any(out != inputs[0] for out in outputs):
+    if keeps_parameters(node.op) and any(out != inputs[0] for out in outputs):
         raise _fail(node, "got other quantization parameters for the output than for the input, expected the same")
 
 

@@ -98,7 +98,7 @@ def attrs_of(node: Node) -> Any:
 
 def parse_attrs(cls: type[Attrs], attrs: Mapping[str, Attr], where: str) -> Any:
     """Builds ``cls`` from plain values, with each field's type checked."""
-    fields, hints = _fields(cls)
+    fields, hints = _fields(cls)  # type: ignore[arg-type]  # mypy asks the class for its instances' hash
     unknown = sorted(set(attrs) - set(fields))
     if unknown:
         raise ModelError(f"{where}: unknown attribute {unknown[0]!r}; expected {', '.join(fields) or 'none'}")
@@ -112,7 +112,7 @@ def parse_attrs(cls: type[Attrs], attrs: Mapping[str, Attr], where: str) -> Any:
 
 
 @functools.cache
-def _fields(cls: type[Any]) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+def _fields(cls: type[Attrs]) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
     """Fields and their types by name; kept, since working types out takes longer than all other checks."""
     return {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
 

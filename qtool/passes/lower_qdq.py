@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qtool.ir import Array, Graph, Node, Value, remake
-from qtool.ops import OpSpec, QuantRule, get
+from qtool.ops import OpSpec, QuantRule, get, keeps_parameters
 from qtool.passes.clean import drop_dead
 
 
@@ -58,7 +58,15 @@ def _lowered_outputs(graph: Graph, node: Node) -> list[Node] | None:
         return None
     readers = [graph.sole_consumer(name) for name in node.outputs]
     quantizes = [reader for reader in readers if reader is not None and reader.op == "quantize"]
-    return quantizes if len(quantizes) == len(node.outputs) else None
+    if len(quantizes) != len(node.outputs):
+        return None
+    return None if keeps_parameters(node.op) and not _parameters_stay(graph, node, quantizes) else quantizes
+
+
+def _parameters_stay(graph: Graph, node: Node, quantizes: list[Node]) -> bool:
+    """Whether integers that are only moved mean the same behind the node as before it."""
+    source = graph.values[_quantized(graph, node.inputs[0]) or node.inputs[0]].qparams
+    return all(graph.values[quantize.outputs[0]].qparams == source for quantize in quantizes)
 
 
 def _inputs_fit(graph: Graph, node: Node, spec: OpSpec) -> bool:
