@@ -43,16 +43,6 @@ def batch_norm_type(
     return (x,)
 
 
-def batch_norm_affine(
-    attrs: BatchNormAttrs, mean: Array, variance: Array, weight: Array | None, bias: Array | None
-) -> tuple[Array, Array]:
-    """The scale and shift, both float64 of shape (C,), with y = x * scale + shift."""
-    gain = 1.0 if weight is None else weight.astype(np.float64)
-    scale = gain / np.sqrt(variance.astype(np.float64) + attrs.eps)
-    shift = (0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64) * scale
-    return scale, shift
-
-
 def batch_norm_reference(
     attrs: BatchNormAttrs,
     x: Array,
