@@ -80,6 +80,7 @@ BROKEN = {
     "truncated text": (b"X\xff\xff\xff\x7fab", "broken"),
     "huge bytes": (b"\x8e" + struct.pack("<Q", 2**62) + b"ab", "broken"),
     "bad utf-8": (b"X\x02\x00\x00\x00\xff\xff", "broken"),
+    "odd escape in a name": (rb"cos\ system" + b"\nx\n", "which is refused"),
     "unknown opcode": (b"\xfe", "broken"),
     "tuple as a key": (b"}" + tuple_of(text("a")) + W + b"s", "a key in the pickle is a tuple"),
     "float as a key": (b"}G" + struct.pack(">d", 1.5) + W + b"s", "a key in the pickle is a float"),
