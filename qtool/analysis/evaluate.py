@@ -1,14 +1,15 @@
-"""Accuracy and latency of a float model and its quantized one, side by side."""
+"""Accuracy and latency of models, side by side over the same data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qtool.analysis.latency import Timing, random_feeds, time_interleaved
+from qtool.analysis.metrics import MetricResult, make_metric
 from qtool.engine.session import Session
 from qtool.ir import Array, Graph
 from qtool.passes import optimize
+from qtool.quantize.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,32 @@ class EngineOptions:
     isa: str | None = None
 
     def session(self, graph: Graph) -> Session:
-        """A session of the graph with every fusion that is free."""
+        """A session of the graph, with every fusion that is free for a float graph."""
         return Session(optimize(graph), threads=self.threads, isa=self.isa)
 
 
-def time_pair(
-    a: Session,
-    b: Session,
-    feeds: Mapping[str, Array],
-    *,
-    seconds: float,
-    warmup: int,
-    progress: Callable[[float], None] | None = None,
-) -> tuple[Timing, Timing]:
-    """Both sessions on the same input, interleaved round by round."""
-    first, second = time_interleaved(
-        [lambda: a.run(feeds), lambda: b.run(feeds)], seconds=seconds, warmup=warmup, progress=progress
-    )
-    return first, second
+def measure_accuracy(
+    sessions: Sequence[Session], data: Dataset, metric: str, progress: Callable[[int], None] | None = None
+) -> tuple[MetricResult, ...]:
+    """The metric of the first output of each session, over the same batches.
+
+    Targets are the data's labels; where there are none, and the metric compares arrays, those are the outputs of the
+    first session. DataError where labels are needed and missing.
+    """
+    meters = [make_metric(metric) for _ in sessions]
+    if meters[0].spec.labels:
+        data.require_labels(metric)
+    done = 0
+    for feeds, labels in data.batches():
+        outputs = [_first_output(session, feeds) for session in sessions]
+        for meter, output in zip(meters, outputs, strict=True):
+            meter.add(output, outputs[0] if labels is None else labels)
+        done += len(outputs[0])
+        if progress is not None:
+            progress(done)
+    return tuple(meter.result() for meter in meters)
 
 
-__all__ = ["EngineOptions", "random_feeds", "time_pair"]
+def _first_output(session: Session, feeds: Mapping[str, Array]) -> Array:
+    outputs = session.run(feeds)
+    return outputs[session.graph.outputs[0]]

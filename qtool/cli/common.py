@@ -57,7 +57,9 @@ class Shared:
 
     def emit(self, plain: dict[str, Any]) -> None:
         """One JSON object on standard output. Infinities and NaN become null: JSON has none."""
-        click.echo(json.dumps(_finite(plain), indent=2, default=str, allow_nan=False))
+        from qtool.report.text import finite
+
+        click.echo(json.dumps(finite(plain), indent=2, default=str, allow_nan=False))
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -71,14 +73,6 @@ class Shared:
         with Progress(*columns, console=self.log, transient=True) as bar:
             task = bar.add_task(label, total=total)
             yield lambda done: bar.update(task, completed=done)
-
-
-def _finite(plain: Any) -> Any:
-    if isinstance(plain, float):
-        return plain if abs(plain) < float("inf") else None
-    if isinstance(plain, dict):
-        return {str(key): _finite(value) for key, value in plain.items()}
-    return [_finite(value) for value in plain] if isinstance(plain, (list, tuple)) else plain
 
 
 def shared_options(command: F) -> Callable[..., Any]:

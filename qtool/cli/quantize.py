@@ -33,12 +33,14 @@ def command(shared: Shared, ctx: click.Context, recipe: Path, overrides: tuple[s
 
     Exits with 3 when a gate of the recipe is missed.
     """
+    from qtool.analysis.evaluate import EngineOptions
     from qtool.cli import render
-    from qtool.pipeline import EngineOptions, quantize_recipe
+    from qtool.pipeline import quantize_recipe
     from qtool.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    result = quantize_recipe(loaded, shared.progress, EngineOptions(shared.threads, shared.isa))
+    threads = shared.threads or (loaded.latency.threads if loaded.latency else 1)
+    result = quantize_recipe(loaded, shared.progress, EngineOptions(threads, shared.isa))
     if shared.json:
         shared.emit(result.to_json())
     else:

@@ -86,11 +86,13 @@ def _layers(result: Report) -> Table:
 
 
 def _rules(result: Report) -> Table:
-    rows = [
-        (repr(rule.key) if not rule.key else rule.key, rule.matched, _some(rule.modules), rule.where)
-        for rule in result.rules
-    ]
+    rows = rule_rows((rule.key, rule.where, rule.matched, rule.modules) for rule in result.rules)
     return table("rules", ("rule", "layers", "which", "from"), rows, numeric=(1,))
+
+
+def rule_rows(rules: Iterable[tuple[str, str, int, Sequence[str]]]) -> list[tuple[object, ...]]:
+    """Rows (rule, layers, which, from) of rules given as (key, where, count, modules)."""
+    return [(key or '""', count, _some(modules), where) for key, where, count, modules in rules]
 
 
 def _some(names: Sequence[str]) -> str:

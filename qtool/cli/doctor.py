@@ -1,0 +1,76 @@
+"""``qtool doctor``: what this machine and this installation have."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from qtool.cli.common import VERSION, Shared, shared_options
+
+EXTRAS = {"onnx": "onnx", "onnxruntime": "peers", "torch": "torch", "pillow": "images"}
+
+
+@click.command("doctor")
+@shared_options
+def command(shared: Shared) -> None:
+    """Tell what this machine has: CPU, instruction sets and kernels, optional packages.
+
+    \b
+    Example:
+      qtool doctor
+    """
+    found = _findings(shared)
+    if shared.json:
+        shared.emit({"schema": "qtool.doctor/1", **found})
+        return
+    from qtool.cli.render import table
+
+    rows = [
+        (key, value if isinstance(value, str) else ", ".join(value)) for key, value in found.items() if key != "kernels"
+    ]
+    shared.console.print(table("doctor", ("", ""), rows))
+    if shared.verbose:
+        columns = ("family", "instruction set", "kernel", "tile")
+        shared.console.print(table("kernels", columns, [tuple(row.values()) for row in found["kernels"]]))
+
+
+def _findings(shared: Shared) -> dict[str, Any]:
+    import numpy as np
+
+    from qtool import native
+
+    isas = native.supported_isas()
+    engine = "native kernels" if native.available() else f"NumPy reference, same bits but slow: {native.why_not()}"
+    rows = native.kernels() if native.available() else ()
+    return {
+        "qtool": VERSION,
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "engine": engine,
+        "instruction sets": list(isas) or ["none"],
+        "chosen": shared.isa or (isas[-1] if isas else "NumPy"),
+        "packages": [f"{name} {_version(name)} (extra {extra})" for name, extra in EXTRAS.items()],
+        "kernels": [{"family": r.family, "isa": r.isa, "name": r.name, "tile": r.tile} for r in rows],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0]}, {len(names)} processors" if names else platform.processor() or "unknown"

@@ -1,0 +1,114 @@
+"""``qtool recipe``: help with writing recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from qtool.cli.common import Shared, shared_options
+
+
+@click.group("recipe")
+def command() -> None:
+    """Check, start and document recipes.
+
+    \b
+    Examples:
+      qtool recipe init --model model.npz --data data.npz > recipe.yaml
+      qtool recipe check recipe.yaml
+      qtool recipe presets
+      qtool recipe schema > recipe.schema.json
+    """
+
+
+@command.command("check")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in qtool quantize.")
+@shared_options
+def check(shared: Shared, recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Check a recipe against its model and data, and show which rule is for which layer. Nothing is quantized.
+
+    \b
+    Example:
+      qtool recipe check configs/static.yaml
+    """
+    from qtool.cli.render import rule_rows, table
+    from qtool.pipeline import check_recipe
+    from qtool.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    prepared = check_recipe(loaded)
+    fallbacks = [(fallback.node, fallback.op, fallback.reason) for fallback in prepared.fallbacks]
+    if shared.json:
+        plain = {
+            "schema": "qtool.recipe-check/1",
+            "recipe": str(recipe),
+            "resolved": dict(loaded.resolved),
+            "quantized": sorted(prepared.qconfigs),
+            "fallbacks": [dict(zip(("layer", "op", "reason"), row, strict=True)) for row in fallbacks],
+            "rules": [{"key": row.key, "where": row.where, "matched": row.count} for row in prepared.matches.table],
+        }
+        shared.emit(plain)
+        return
+    rules = [(row.key, row.where, row.count, row.modules) for row in prepared.matches.table]
+    shared.console.print(table("rules", ("rule", "layers", "which", "from"), rule_rows(rules), numeric=(1,)))
+    if fallbacks:
+        shared.console.print(table("in float", ("layer", "operator", "why"), fallbacks))
+    count = len(prepared.qconfigs)
+    shared.console.print(f"{recipe} is good: {count} of {count + len(fallbacks)} layers would be quantized")
+
+
+@command.command("init")
+@click.option("--model", default="model.npz", show_default=True, help="The float model.")
+@click.option("--data", default="data.npz", show_default=True, help="Calibration and evaluation data.")
+@click.option("--result", default="model.int8.npz", show_default=True, help="Where the quantized model will go.")
+@click.option(
+    "--backend", type=click.Choice(["fbgemm", "x86", "onednn", "qnnpack"]), default="fbgemm", show_default=True
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Standard output if not given.")
+def init(model: str, data: str, result: str, backend: str, output: Path | None) -> None:
+    """Write a commented recipe to start from; it proposes the preset accurate.
+
+    \b
+    Example:
+      qtool recipe init --model resnet.npz --data images.npz -o recipe.yaml
+    """
+    from qtool.ir.files import atomic_write
+    from qtool.recipe.schema import Backend
+    from qtool.recipe.template import recipe_template
+
+    text = recipe_template(model, result, data, Backend(backend))
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    if output.exists():
+        raise click.UsageError(f"{output} is there already; remove it or give another name")
+    with atomic_write(output) as file:
+        file.write(text.encode())
+    click.echo(f"{output}: adapt it, then: qtool recipe check {output}", err=True)
+
+
+@command.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from qtool.recipe.jsonschema import recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@command.command("presets")
+@shared_options
+def presets(shared: Shared) -> None:
+    """List the presets that a qconfig can name, and what each does."""
+    from qtool.cli.render import table
+    from qtool.recipe.presets import PRESETS
+    from qtool.recipe.qconfigs import plain_qconfig
+
+    if shared.json:
+        plain = {name: {"summary": p.summary, "qconfig": plain_qconfig(p.qconfig)} for name, p in PRESETS.items()}
+        shared.emit({"schema": "qtool.presets/1", "presets": plain})
+        return
+    rows = [(name, preset.summary, preset.source) for name, preset in PRESETS.items()]
+    shared.console.print(table("presets", ("name", "what", "PyTorch's name"), rows))

@@ -1,0 +1,74 @@
+"""``qtool zoo``: well-known architectures as models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qtool.cli.common import Shared, shared_options
+
+
+@click.command("zoo")
+@click.argument("name", required=False)
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the model.")
+@click.option(
+    "--weights",
+    "-w",
+    type=click.Path(path_type=Path),
+    metavar="FILE.pth",
+    help="A torchvision state dict; read without PyTorch. Random weights if not given.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@click.option("--classes", type=click.IntRange(1), help="Outputs of the classifier, 1000 if nothing tells.")
+@click.option("--image", type=click.IntRange(1), help="Side of the input, the architecture's own if not given.")
+@click.option("--transform-input", is_flag=True, help="As pretrained googlenet and inception_v3 want it.")
+@shared_options
+def command(shared: Shared, name: str | None, output: Path | None, weights: Path | None, **options: int | None) -> None:
+    """Build a well-known architecture, with random or torchvision weights; without NAME list them.
+
+    \b
+    Examples:
+      qtool zoo
+      qtool zoo resnet18 -o resnet18.npz
+      qtool zoo resnet18 --weights resnet18.pth -o resnet18.npz
+    """
+    if name is None:
+        _list(shared)
+    else:
+        _build(shared, name, output or Path(f"{name}.npz"), weights, options)
+
+
+def _list(shared: Shared) -> None:
+    from qtool.cli.render import table
+    from qtool.zoo import ZOO
+
+    if shared.json:
+        shared.emit({"schema": "qtool.zoo/1", "models": {name: entry.summary for name, entry in ZOO.items()}})
+        return
+    rows = [(name, f"3 x {entry.image} x {entry.image}", entry.summary) for name, entry in ZOO.items()]
+    shared.console.print(table("zoo", ("name", "input", "what"), rows))
+
+
+def _build(shared: Shared, name: str, output: Path, weights: Path | None, options: dict[str, int | None]) -> None:
+    from qtool.cli.render import megabytes
+    from qtool.frontends.pth import read_state_dict
+    from qtool.ir.npz import save
+    from qtool.zoo import build
+
+    state = read_state_dict(weights) if weights else None
+    graph = build(
+        name,
+        state,
+        options["seed"] or 0,
+        options["classes"],
+        image=options["image"],
+        transform=bool(options["transform_input"]),
+    )
+    save(graph, output)
+    size = output.stat().st_size
+    if shared.json:
+        shared.emit({"schema": "qtool.zoo/1", "model": name, "output": str(output), "bytes": size})
+    else:
+        source = weights.name if weights else f"random weights, seed {options['seed']}"
+        shared.console.print(f"{output}: {name}, {source}, {megabytes(size)}")

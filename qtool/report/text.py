@@ -1,0 +1,23 @@
+"""Reports as JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from qtool.report.types import Report
+
+
+def report_json(report: Report) -> str:
+    """The report as indented JSON, ending with a newline."""
+    return json.dumps(finite(report.to_json()), indent=2, default=str, allow_nan=False) + "\n"
+
+
+def finite(plain: Any) -> Any:
+    """The same plain values with infinities and NaN as None: JSON has none."""
+    if isinstance(plain, float):
+        return plain if math.isfinite(plain) else None
+    if isinstance(plain, dict):
+        return {str(key): finite(value) for key, value in plain.items()}
+    return [finite(value) for value in plain] if isinstance(plain, list | tuple) else plain
