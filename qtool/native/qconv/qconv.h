@@ -1,0 +1,63 @@
+// Quantized convolution over NHWC (also 1-d, grouped and linear) as a matrix product without im2col.
+//
+//   sum[m, o] = start[o] + sum over k of a[m, k] * w[o, k]     exact, in int32 modulo 2^32
+//   start[o]  = bias_i32[o] - x_zero * sum over k of w[o, k]   so that a may be the stored bytes, zero point and all
+//   r[m, o]   = (float(sum) + bias_f32[o]) * multiplier[o] (+ (float(res) - res_zero) * res_multiplier)
+//   q[m, o]   = nearbyint(clamp(r, out_min - out_zero, out_max - out_zero)) + out_zero
+//
+//   m  output pixel, 0..M-1: (n, y, x) row-major, so that the output is a dense [M][O] matrix
+//   k  0..K-1, ordered (tap, i): tap is (ky, kx), or ky alone where the kernel's columns lie side by side in memory
+//   o  output channel; a group's channels are a product of their own
+//
+// a is never built: each pixel has a pointer a tap, to its input bytes, or to a row of x_zero for taps outside of the
+// picture. A tap is walked in steps of 4 bytes; the weights of what is read past its end are 0 (so up to 3 bytes past
+// the input's own end are read, see QT_SLACK). Weights are packed in panels of `columns` channels, the last panel of a
+// group rounded up to `step` channels and filled with zeros. An element of a panel for k = 4*s + j and channel c is
+//   element_bytes 1  int8   [s][c][j]
+//   element_bytes 2  int16  [s][c / step][j % 2][c % step][j / 2]    even and odd bytes apart, for 16-bit products
+//
+// This header is all that an instruction set file includes of qtool.
+#pragma once
+
+#include <stdint.h>
+
+#include "qtool.h"
+
+namespace qtool {
+
+// From a sum to a byte: what is the same for all channels.
+struct QconvFinish {
+  int32_t out_zero, out_min, out_max;
+  float low, high;  // out_min - out_zero, out_max - out_zero
+  float res_zero, res_multiplier;
+};
+
+// One tile: `rows` pixels by `columns` channels.
+struct QconvTile {
+  const uint8_t* const* pixels;  // [taps][kernel.rows]; entries of rows that the tile does not have are not read
+  int64_t taps;
+  int64_t offset, length;  // bytes of each tap: offset .. offset + length - 1; length is a multiple of 4
+  const void* weight;      // the panel; 64-byte aligned, as the three arrays of it:
+  const int32_t* start;    // [width], width = vectors * step
+  const float* bias;       // [width]
+  const float* multiplier; // [width]
+  const QconvFinish* finish;
+  int rows;                // 1..kernel.rows
+  int vectors;             // 1..kernel.columns / step
+  int columns;             // channels to write, at most width; only the last vector may be partly used
+  const uint8_t* residual; // as out, or NULL
+  uint8_t* out;            // row r, channel c at out[r * pitch + c]
+  int64_t pitch;
+};
+
+// A kernel with what the packing must know of it.
+struct QconvKernel {
+  int rows, columns, step, element_bytes;
+  void (*run)(const QconvTile& tile);
+};
+
+#define QT_KERNEL(isa, name, tile) extern const QconvKernel name;
+#include "qconv/kernels.inc"
+#undef QT_KERNEL
+
+}  // namespace qtool

@@ -1,0 +1,20 @@
+// The checked description of a quantized convolution, shared by its kernel families.
+#pragma once
+
+#include "core/op.h"
+#include "qconv/qconv.h"
+
+namespace qtool {
+
+// Throws InvalidPlan unless every size and number is sound and the arrays are there. No other code checks them.
+void check_qconv(const qt_conv_args& args);
+
+// Bytes of the input, of the residual where there is one, and of the output.
+Extents qconv_extents(const qt_conv_args& args);
+
+QconvFinish qconv_finish(const qt_conv_args& args);
+
+// groups = input channels = output channels: the family qdwconv's.
+bool is_depthwise(const qt_conv_args& args);
+
+}  // namespace qtool

@@ -1,0 +1,447 @@
+"""Every row of the quantized convolution families against NumPy, exactly."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels import kernel_rows, run_kernel
+
+from qtool.errors import EngineError
+from qtool.native import Buffer, Kind, Op, Plan, abi
+
+ROWS = kernel_rows("qconv")
+DEPTHWISE_ROWS = kernel_rows("qdwconv")
+F32 = np.float32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution's shape and what its epilogue does; ``pad`` is (top, bottom, left, right)."""
+
+    batch: int = 1
+    size: tuple[int, int] = (1, 1)
+    channels: tuple[int, int] = (4, 4)
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    values: str = "random"  # or low, high, mixed: bytes and weights at the ends of their ranges
+    bias: str = "float"  # or int, both, none
+    residual: str = "none"  # or sum (before the rounding), float, fixed (after it)
+    lut: bool = False
+    bounds: tuple[int, int] = (0, 255)
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        def count(i: int) -> int:
+            room = self.size[i] + self.pad[2 * i] + self.pad[2 * i + 1] - self.dilation[i] * (self.kernel[i] - 1) - 1
+            return room // self.stride[i] + 1
+
+        return count(0), count(1)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, *self.out_size, self.channels[1])
+
+
+def linear(rows: int, inputs: int, outputs: int, **more: Any) -> Case:
+    return Case(batch=rows, channels=(inputs, outputs), **more)
+
+
+def depthwise(channels: int, **more: Any) -> Case:
+    return Case(channels=(channels, channels), groups=channels, **more)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """All that the operator is given beside its shape."""
+
+    x: np.ndarray
+    weight: np.ndarray  # [O][KH][KW][I]
+    residual: np.ndarray | None
+    args: abi.ConvArgs
+    bias_i32: np.ndarray
+    bias_f32: np.ndarray
+    multiplier: np.ndarray
+    add: abi.BinaryArgs | None
+    lut: np.ndarray | None
+
+
+def _bytes(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, values: str) -> np.ndarray:
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if values == "random":
+        return rng.integers(low, high + 1, shape).astype(dtype)
+    if values == "mixed":
+        return rng.choice(np.array([low, high], dtype), shape)
+    ends = {"low": (255, -128), "high": (255, 127)}[values]
+    return np.full(shape, ends[0] if dtype is np.uint8 else ends[1], dtype)
+
+
+def _add_args(rng: np.random.Generator, kind: str) -> abi.BinaryArgs | None:
+    if kind not in ("float", "fixed"):
+        return None
+    zeros = {name: int(rng.integers(0, 256)) for name in ("a_zero", "b_zero", "out_zero")}
+    bounds = {"out_min": int(rng.integers(0, 100)), "out_max": int(rng.integers(150, 256))}
+    if kind == "float":
+        scales = {name: float(rng.uniform(0.01, 2)) for name in ("a_scale", "b_scale", "inv_scale")}
+        return abi.make(abi.BinaryArgs, kind=int(abi.Binary.ADD), **zeros, **bounds, **scales)
+    multipliers = {name: int(rng.integers(1 << 14, 1 << 22)) for name in ("a_multiplier", "b_multiplier")}
+    offset = -multipliers["a_multiplier"] * zeros["a_zero"] - multipliers["b_multiplier"] * zeros["b_zero"]
+    fixed = {"fixed_point": 1, "shift": int(rng.integers(14, 23)), "offset": offset}
+    return abi.make(abi.BinaryArgs, kind=int(abi.Binary.ADD), **zeros, **bounds, **multipliers, **fixed)
+
+
+def _numbers(case: Case, seed: int) -> Numbers:
+    rng = np.random.default_rng(seed)
+    outputs, depth = case.channels[1], case.channels[0] // case.groups
+    x = _bytes(rng, (case.batch, *case.size, case.channels[0]), np.uint8, case.values)
+    weight = _bytes(rng, (outputs, *case.kernel, depth), np.int8, case.values)
+    spread = max(1.0, 74 * 74 * float(np.sqrt(depth * case.kernel[0] * case.kernel[1])))  # of the sums, about
+    multiplier = (rng.uniform(20, 120, outputs) / spread).astype(F32)
+    bias_i32 = rng.integers(-spread, spread, outputs).astype(np.int32)
+    bias_f32 = rng.uniform(-spread, spread, outputs).astype(F32)
+    residual = None if case.residual == "none" else _bytes(rng, case.out_shape, np.uint8, "random")
+    add = _add_args(rng, case.residual)
+    lut = rng.permutation(256).astype(np.uint8) if case.lut else None
+    (height, width), (out_height, out_width) = case.size, case.out_size
+    args = abi.make(
+        abi.ConvArgs,
+        batch=case.batch, in_height=height, in_width=width, in_channels=case.channels[0],
+        out_height=out_height, out_width=out_width, out_channels=outputs,
+        kernel_height=case.kernel[0], kernel_width=case.kernel[1],
+        stride_height=case.stride[0], stride_width=case.stride[1], pad_top=case.pad[0], pad_left=case.pad[2],
+        dilation_height=case.dilation[0], dilation_width=case.dilation[1], groups=case.groups,
+        x_zero=int(rng.integers(0, 256)), out_zero=int(rng.integers(0, 256)),
+        out_min=case.bounds[0], out_max=case.bounds[1],
+        residual={"none": 0, "sum": 1}.get(case.residual, 2),
+        res_zero=int(rng.integers(0, 256)), res_multiplier=float(F32(rng.uniform(0.1, 2))),
+        weight=weight, multiplier=multiplier, add=add, lut=lut,
+        bias_i32=bias_i32 if case.bias in ("int", "both") else None,
+        bias_f32=bias_f32 if case.bias in ("float", "both") else None,
+    )  # fmt: skip
+    return Numbers(x, weight, residual, args, bias_i32, bias_f32, multiplier, add, lut)
+
+
+def _accumulated(case: Case, n: Numbers) -> np.ndarray:
+    """The int32 sums, exact: products of bytes and their sums are integers that float64 holds."""
+    (height, width), (out_height, out_width) = case.size, case.out_size
+    outputs, depth = case.channels[1], case.channels[0] // case.groups
+    acc = np.zeros((*case.out_shape[:3], case.groups, outputs // case.groups))
+    x = n.x.astype(np.float64) - n.args.x_zero
+    weight = n.weight.astype(np.float64).reshape(case.groups, outputs // case.groups, *case.kernel, depth)
+    for ky in range(case.kernel[0]):
+        for kx in range(case.kernel[1]):
+            rows = np.arange(out_height) * case.stride[0] - case.pad[0] + ky * case.dilation[0]
+            columns = np.arange(out_width) * case.stride[1] - case.pad[2] + kx * case.dilation[1]
+            seen = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+            taps = x[:, rows.clip(0, height - 1)][:, :, columns.clip(0, width - 1)] * seen[None, :, :, None]
+            taps = taps.reshape(*taps.shape[:3], case.groups, 1, depth)
+            acc += np.matmul(taps, weight[:, :, ky, kx].swapaxes(1, 2))[..., 0, :]
+    assert np.abs(acc).max(initial=0) < 2.0**52
+    return acc.reshape(case.out_shape).astype(np.int64)
+
+
+def _dequantized(q: np.ndarray, scale: F32, zero: F32) -> np.ndarray:
+    """fma(scale, q, -(scale * zero)): float64 holds the product and the sum exactly."""
+    return (np.float64(scale) * q - np.float64(scale * zero)).astype(F32)
+
+
+def _added(n: Numbers, q: np.ndarray) -> np.ndarray:
+    """The sum of two quantized tensors, as QT_OP_QBINARY defines it."""
+    p, other = n.add, n.residual
+    assert p is not None
+    assert other is not None
+    if p.fixed_point:
+        total = p.a_multiplier * q.astype(np.int64) + p.b_multiplier * other.astype(np.int64) + p.offset
+        half = 1 << (p.shift - 1)
+        r = np.sign(total) * ((np.abs(total) + half) >> p.shift)  # half away from zero
+        return np.clip(r + p.out_zero, p.out_min, p.out_max).astype(np.uint8)
+    a = _dequantized(q, F32(p.a_scale), F32(p.a_zero))
+    b = _dequantized(other, F32(p.b_scale), F32(p.b_zero))
+    r = np.rint((a + b) * F32(p.inv_scale))
+    return np.clip(r + F32(p.out_zero), p.out_min, p.out_max).astype(np.uint8)
+
+
+def _expected(case: Case, n: Numbers) -> np.ndarray:
+    acc = _accumulated(case, n)
+    if case.bias in ("int", "both"):
+        acc = acc + n.bias_i32
+    acc = acc.astype(np.int32)  # modulo 2^32
+    r = acc.astype(F32)
+    if case.bias in ("float", "both"):
+        r = r + n.bias_f32
+    r = r * n.multiplier
+    if case.residual == "sum":
+        r = r + (n.residual.astype(F32) - F32(n.args.res_zero)) * F32(n.args.res_multiplier)
+    assert r.dtype == F32
+    q = np.clip(np.rint(r), n.args.out_min - n.args.out_zero, n.args.out_max - n.args.out_zero) + F32(n.args.out_zero)
+    q = q.astype(np.uint8)
+    if n.add is not None:
+        q = _added(n, q)
+    return q if n.lut is None else n.lut[q]
+
+
+def _run(row: Any, case: Case, n: Numbers, threads: int = 1) -> np.ndarray:
+    inputs = [n.x] if n.residual is None else [n.x, n.residual]
+    return run_kernel(row, Kind.QCONV, n.args, inputs, np.empty(case.out_shape, np.uint8), threads=threads)
+
+
+def check(row: Any, case: Case, threads: int = 1) -> None:
+    n = _numbers(case, zlib.crc32(repr(case).encode()))
+    np.testing.assert_array_equal(_run(row, case, n, threads), _expected(case, n), err_msg=repr(case))
+
+
+SMALL = [linear(m, k, o) for m in range(1, 11) for k, o in ((m, 11 - m), (11 - m, m), (4 * m, 16 * m - 1), (3, 7))]
+TAILS = [linear(m, 37, o) for m in (1, 5, 6, 7, 13) for o in (1, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 100, 129)]
+DEEP = [
+    linear(1, 4096, 70),
+    linear(7, 2051, 65),
+    linear(3, 30000, 5),
+    linear(200, 1, 1),
+    linear(191, 4, 3),
+    linear(193, 64, 64),
+    linear(1000, 8, 24),
+]
+CONVOLUTIONS = [
+    Case(size=(9, 11), channels=(64, 64), kernel=(3, 3), pad=(1, 1, 1, 1)),
+    Case(size=(14, 14), channels=(20, 70), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2), batch=2),
+    Case(size=(7, 5), channels=(18, 9), kernel=(3, 3), pad=(2, 0, 0, 1)),
+    Case(size=(30, 28), channels=(3, 64), kernel=(7, 7), pad=(3, 3, 3, 3), stride=(2, 2)),
+    Case(size=(12, 3), channels=(3, 10), kernel=(5, 7), pad=(2, 2, 6, 5)),
+    Case(size=(12, 1), channels=(1, 10), kernel=(3, 3), pad=(1, 1, 1, 1), batch=3),
+    Case(size=(28, 28), channels=(1, 6), kernel=(5, 5)),
+    Case(size=(10, 9), channels=(8, 16), kernel=(2, 2), stride=(3, 1), pad=(0, 1, 1, 0)),
+    Case(size=(11, 12), channels=(24, 5), kernel=(3, 3), dilation=(2, 3), pad=(2, 2, 3, 3)),
+    Case(size=(11, 12), channels=(4, 5), kernel=(3, 2), dilation=(1, 3), pad=(1, 0, 3, 0)),
+    Case(size=(6, 6), channels=(12, 8), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(1, 2), dilation=(2, 1)),
+    Case(size=(8, 8), channels=(32, 48), kernel=(1, 1), stride=(2, 2)),
+    Case(size=(8, 8), channels=(16, 16), kernel=(1, 1), pad=(1, 1, 1, 1)),
+    Case(size=(1, 40), channels=(10, 20), kernel=(1, 5), pad=(0, 0, 2, 2), batch=2),
+    Case(size=(1, 40), channels=(40, 20), kernel=(1, 3), stride=(1, 2), dilation=(1, 4), pad=(0, 0, 8, 8)),
+    Case(size=(3, 3), channels=(5, 5), kernel=(3, 3), pad=(5, 5, 5, 5)),
+]
+GROUPED = [
+    Case(size=(6, 7), channels=(8, 8), groups=2, kernel=(3, 3), pad=(1, 1, 1, 1)),
+    Case(size=(6, 7), channels=(36, 150), groups=2, kernel=(3, 3), pad=(1, 1, 1, 1), batch=2),
+    Case(size=(5, 5), channels=(10, 15), groups=5, kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2)),
+    Case(size=(5, 5), channels=(9, 27), groups=9, kernel=(3, 3), pad=(1, 1, 1, 1)),
+    Case(size=(5, 5), channels=(6, 6), groups=6, kernel=(3, 3), pad=(1, 1, 1, 1)),
+    Case(size=(1, 20), channels=(6, 12), groups=3, kernel=(1, 4)),
+]
+DEPTHWISE = [
+    *(depthwise(c, size=(6, 7), kernel=(3, 3), pad=(1, 1, 1, 1)) for c in (*range(2, 11), 15, 16, 17, 31, 32, 33)),
+    *(depthwise(c, size=(5, 9), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2)) for c in (2, 32, 48, 63, 64, 65, 96)),
+    *(depthwise(c, size=(9, 8), kernel=(5, 5), pad=(2, 2, 2, 2)) for c in (3, 24, 40, 72, 130)),
+    depthwise(24, size=(14, 14), kernel=(5, 5), pad=(2, 2, 2, 2), stride=(2, 2), batch=2),
+    depthwise(64, size=(14, 15), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(1, 2), batch=3),
+    depthwise(20, size=(12, 15), kernel=(3, 3), pad=(0, 1, 2, 0), stride=(2, 1)),
+    depthwise(20, size=(12, 15), kernel=(3, 3), pad=(0, 0, 0, 0), stride=(3, 3)),
+    depthwise(70, size=(12, 15), kernel=(3, 3), pad=(2, 2, 2, 2), dilation=(2, 2)),
+    depthwise(70, size=(12, 15), kernel=(3, 3), pad=(2, 2, 1, 1), dilation=(2, 1)),
+    depthwise(8, size=(1, 50), kernel=(1, 9), pad=(0, 0, 4, 4)),
+    depthwise(33, size=(1, 50), kernel=(1, 3), pad=(0, 0, 1, 1), stride=(1, 2)),
+    depthwise(7, size=(8, 8), kernel=(7, 7), pad=(3, 3, 3, 3)),
+    depthwise(7, size=(8, 8), kernel=(2, 4), pad=(1, 0, 2, 1)),
+    depthwise(5, size=(4, 4), kernel=(1, 1)),
+    depthwise(5, size=(1, 1), kernel=(3, 3), pad=(1, 1, 1, 1)),
+    depthwise(67, size=(2, 1), kernel=(3, 3), pad=(4, 4, 4, 4)),
+    depthwise(64, size=(60, 40), kernel=(3, 3), pad=(1, 1, 1, 1)),
+]
+EPILOGUES = [
+    *({"bias": bias} for bias in ("float", "int", "both", "none")),
+    *({"residual": residual} for residual in ("sum", "float", "fixed")),
+    {"lut": True},
+    {"lut": True, "residual": "fixed", "bias": "int"},
+    {"lut": True, "residual": "float"},
+    {"bounds": (3, 200)},
+    {"bounds": (77, 77), "residual": "sum"},
+    {"bounds": (255, 255)},
+]
+SHAPES = [
+    linear(9, 33, 50),
+    Case(size=(9, 9), channels=(16, 80), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2)),
+]
+VALUES = ["low", "high", "mixed"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("cases", [SMALL, TAILS, DEEP, CONVOLUTIONS, GROUPED], ids=range(5))
+def test_convolution(row, cases):
+    for case in cases:
+        check(row, case)
+
+
+@pytest.mark.parametrize("row", DEPTHWISE_ROWS)
+def test_depthwise(row):
+    for case in DEPTHWISE:
+        check(row, case)
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=repr)
+def test_epilogue(row, epilogue):
+    for case in SHAPES:
+        check(row, replace(case, **epilogue))
+
+
+@pytest.mark.parametrize("row", DEPTHWISE_ROWS)
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=repr)
+def test_depthwise_epilogue(row, epilogue):
+    for channels, kernel in ((50, (3, 3)), (100, (3, 3)), (11, (5, 5))):
+        check(row, depthwise(channels, size=(5, 6), kernel=kernel, pad=(1, 1, 1, 1), **epilogue))
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("values", VALUES)
+def test_extreme_values(row, values):
+    """Where 16-bit sums of products would saturate."""
+    for case in (linear(5, 333, 40), linear(8, 20000, 3), CONVOLUTIONS[0], CONVOLUTIONS[3]):
+        check(row, replace(case, values=values))
+
+
+@pytest.mark.parametrize("row", DEPTHWISE_ROWS)
+@pytest.mark.parametrize("values", VALUES)
+def test_depthwise_extreme_values(row, values):
+    for case in DEPTHWISE[:40:3]:
+        check(row, replace(case, values=values))
+
+
+@pytest.mark.parametrize("row", ROWS + DEPTHWISE_ROWS)
+@pytest.mark.parametrize("factor", [1e20, -1e20, 0.0, 1e-30])
+def test_extreme_multipliers(row, factor):
+    """Results far outside of an int32 go to the bounds; a multiplier may also be negative."""
+    case = depthwise(37, size=(4, 4), kernel=(3, 3), pad=(1, 1, 1, 1)) if "dw" in row.name else linear(7, 20, 37)
+    for residual in ("none", "sum"):
+        n = _numbers(replace(case, residual=residual), 5)
+        n.multiplier[:] *= F32(factor)
+        expected = _expected(replace(case, residual=residual), n)
+        np.testing.assert_array_equal(_run(row, case, n), expected)
+
+
+@pytest.mark.parametrize("row", ROWS + DEPTHWISE_ROWS)
+def test_ties_go_to_the_even_neighbour(row):
+    """Multipliers of a half: every other result lies between two bytes."""
+    more = {"bias": "none", "values": "random"}
+    case = depthwise(37, size=(9, 9), kernel=(1, 1), **more) if "dw" in row.name else linear(80, 1, 37, **more)
+    n = _numbers(case, 6)
+    n.multiplier[:] = 0.5
+    n.weight[:] = np.where(n.weight & 1, 1, -1)
+    np.testing.assert_array_equal(_run(row, case, n), _expected(case, n))
+
+
+@pytest.mark.parametrize("row", ROWS + DEPTHWISE_ROWS)
+def test_every_number_of_threads_gives_the_same_bits(row):
+    shape = {"size": (23, 31), "kernel": (3, 3), "pad": (1, 1, 1, 1), "residual": "float", "lut": True}
+    case = depthwise(70, **shape) if "dw" in row.name else Case(channels=(6, 150), **shape)
+    n = _numbers(case, 7)
+    expected = _expected(case, n)
+    for threads in (1, 2, 3, 5):
+        np.testing.assert_array_equal(_run(row, case, n, threads), expected)
+
+
+@st.composite
+def convolutions(draw: Any) -> Case:
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    size = tuple(draw(st.integers(d * (k - 1) + 1, 12)) for k, d in zip(kernel, dilation, strict=True))
+    return Case(
+        batch=draw(st.integers(1, 3)),
+        size=size,
+        channels=(groups * draw(st.integers(1, 40)), groups * draw(st.integers(1, 80))),
+        kernel=kernel,
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        pad=draw(st.tuples(*[st.integers(0, 3)] * 4)),
+        dilation=dilation,
+        groups=groups,
+        values=draw(st.sampled_from(["random", "mixed"])),
+        bias=draw(st.sampled_from(["float", "int"])),
+        residual=draw(st.sampled_from(["none", "sum", "float", "fixed"])),
+        lut=draw(st.booleans()),
+    )
+
+
+@pytest.mark.parametrize("row", ROWS)
+@settings(max_examples=60)
+@given(case=convolutions(), threads=st.sampled_from([1, 2]))
+def test_any_convolution(row, case, threads):
+    check(row, case, threads)
+
+
+@pytest.mark.parametrize("row", DEPTHWISE_ROWS)
+@settings(max_examples=60)
+@given(case=convolutions(), channels=st.integers(2, 140), threads=st.sampled_from([1, 2]))
+def test_any_depthwise_convolution(row, case, channels, threads):
+    check(row, replace(case, channels=(channels, channels), groups=channels), threads)
+
+
+def _plan(args: abi.ConvArgs, inputs: int = 1, kernel: str | None = None) -> Plan:
+    op = Op(Kind.QCONV, tuple(range(inputs)), inputs, args, kernel)
+    return Plan([op], [Buffer(1 << 16, i << 16) for i in range(inputs + 1)], (inputs + 1) << 16)
+
+
+@pytest.mark.usefixtures("need_native")
+def test_depthwise_convolutions_go_to_their_own_family():
+    assert _plan(_numbers(depthwise(8, size=(4, 4)), 0).args).kernels[0].startswith("qdwconv_")
+    assert _plan(_numbers(Case(channels=(8, 16), groups=8), 0).args).kernels[0].startswith("qconv_")
+    assert _plan(_numbers(linear(1, 1, 1), 0).args).kernels[0].startswith("qconv_")
+
+
+@pytest.mark.usefixtures("need_native")
+def test_an_empty_batch_runs():
+    _plan(_numbers(linear(0, 5, 5), 0).args).run()
+    _plan(_numbers(depthwise(5, batch=0, size=(4, 4)), 0).args).run()
+
+
+@pytest.mark.usefixtures("need_native")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 0}, "1..2^28"),
+        ({"groups": 3}, "groups must divide"),
+        ({"stride_width": 0}, "1..2^28"),
+        ({"kernel_height": -1}, "1..2^28"),
+        ({"batch": -1}, "negative"),
+        ({"pad_left": 1 << 29}, "padding"),
+        ({"weight": None}, "missing"),
+        ({"multiplier": None}, "missing"),
+        ({"x_zero": 256}, "zero point"),
+        ({"out_zero": -1}, "zero point"),
+        ({"out_min": 9, "out_max": 8}, "bounds"),
+        ({"out_max": 256}, "bounds"),
+        ({"residual": 3}, "residual"),
+        ({"residual": 2, "add": None}, "residual is not sound"),
+        ({"residual": 1, "res_zero": 300}, "zero point"),
+        ({"residual": 1, "res_multiplier": float("inf")}, "multiplier"),
+        ({"residual": 1}, "got 1 inputs, expected 2"),
+        ({"batch": 1 << 20}, "input 0 has 65536 bytes"),
+    ],
+)
+def test_unsound_descriptions_are_refused(change, message):
+    args = _numbers(linear(2, 8, 8), 0).args
+    for name, value in change.items():
+        setattr(args, name, value)
+    with pytest.raises(EngineError, match=message.replace("^", r"\^")):
+        _plan(args)
+
+
+@pytest.mark.usefixtures("need_native")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e35])
+def test_unsound_multipliers_are_refused(value):
+    n = _numbers(linear(2, 8, 8), 0)
+    n.multiplier[3] = value
+    with pytest.raises(EngineError, match="not finite, or too large"):
+        _plan(n.args)
+
+
+@pytest.mark.usefixtures("need_native")
+def test_a_depthwise_kernel_refuses_other_convolutions():
+    with pytest.raises(EngineError, match="not depthwise"):
+        _plan(_numbers(linear(2, 8, 8), 0).args, kernel="qdwconv_scalar")
