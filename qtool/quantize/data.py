@@ -1,0 +1,227 @@
+"""Data for calibration, evaluation and inference, as a stream of checked batches.
+
+``data_layout`` says how arrays are named in files and folders; ``data_images`` reads folders of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qtool.errors import DataError
+from qtool.ir import Array, Graph, Value
+from qtool.ir.limits import shown
+from qtool.quantize.data_hash import Fingerprint, fingerprint
+from qtool.quantize.data_images import find_images, has_images
+from qtool.quantize.data_layout import Found, Wanted, enter_split, find
+from qtool.quantize.data_sources import Source
+from qtool.recipe.schema import DataConfig
+
+__all__ = ["Batch", "Dataset", "Fingerprint", "fingerprint", "open_data"]
+
+Batch = tuple[dict[str, Array], Array | None]
+"""Arrays by input name, and labels (int64 classes or float targets) where there are some."""
+
+_LABEL_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where batches come from. Shapes, types, counts and labels were checked on opening; values are in passing."""
+
+    path: Path
+    columns: Mapping[str, Source]
+    labels: Source | None
+    batch_size: int
+    samples: int
+    """How many samples are used, after the limit on batches."""
+    classes: int | None = None
+    """Number of classes that labels are drawn from, where the model tells."""
+
+    def __len__(self) -> int:
+        """Number of batches; the last one may be smaller."""
+        return (self.samples + self.batch_size - 1) // self.batch_size
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch in order, from the first one each time. Arrays may be read-only views of the mapped file.
+
+        DataError that names the file, the array and the sample where there is NaN or infinity.
+        """
+        with ExitStack() as stack:
+            cursors = {name: stack.enter_context(closing(source.open())) for name, source in self.columns.items()}
+            labels = stack.enter_context(closing(self.labels.open())) if self.labels else None
+            for start in range(0, self.samples, self.batch_size):
+                count = min(self.batch_size, self.samples - start)
+                feeds = {name: cursor.take(count) for name, cursor in cursors.items()}
+                for name, array in feeds.items():
+                    check_finite(array, self.columns[name].where, start)
+                taken = labels.take(count) if labels else None
+                yield feeds, _as_labels(taken)
+
+    def feeds(self) -> Iterator[dict[str, Array]]:
+        """The batches without their labels."""
+        for feeds, _ in self.batches():
+            yield feeds
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the samples that are used (64 hexadecimal digits); reads them all."""
+        return fingerprint(self.feeds())
+
+    def require_labels(self, purpose: str) -> None:
+        """DataError unless there are labels, which ``purpose`` (a metric's name) needs."""
+        if self.labels is None:
+            raise DataError(
+                f"{self.path}: {purpose} needs labels, and there are none; expected an array 'y' or '<split>_y'"
+            )
+
+
+def open_data(config: DataConfig, graph: Graph) -> Dataset:
+    """Opens the data of a recipe for the inputs of a model.
+
+    Raises DataError for data that are missing, empty or do not fit the model (which file and array, what was got and
+    expected), and MissingExtraError for images without Pillow. Reads headers and labels only.
+    """
+    _check_limits(config)
+    inputs = {name: graph.values[name] for name in graph.inputs}
+    found = _find(config, inputs)
+    total = _check_columns(found.columns, inputs, config.data)
+    size = _batch_size(config, inputs, total)
+    samples = min(total, size * config.batches) if config.batches else total
+    classes = None
+    if found.labels is not None:
+        classes = _check_labels(found.labels, graph.values[graph.outputs[0]], total, samples)
+    return Dataset(config.data, found.columns, found.labels, size, samples, classes)
+
+
+def _check_limits(config: DataConfig) -> None:
+    if config.batch_size < 1:
+        raise DataError(f"batch_size is {config.batch_size}; expected at least 1")
+    if config.batches is not None and config.batches < 1:
+        raise DataError(f"batches is {config.batches}; expected at least 1, or nothing for all there are")
+
+
+def _find(config: DataConfig, inputs: Mapping[str, Value]) -> Found:
+    path, split = config.data, config.split
+    if path.is_dir():
+        path, split = enter_split(path, split)
+        if has_images(path):
+            return find_images(path, split, config, inputs)
+    return find(path, Wanted({name: value.shape for name, value in inputs.items()}, split))
+
+
+def _check_columns(columns: Mapping[str, Source], inputs: Mapping[str, Value], path: Path) -> int:
+    """The number of samples, which all inputs must have."""
+    sizes: dict[str, tuple[int, str]] = {}
+    total: tuple[int, str] | None = None
+    for name, source in columns.items():
+        _check_column(source, inputs[name], sizes)
+        total = total or (source.shape[0], source.where)
+        if source.shape[0] != total[0]:
+            raise DataError(
+                f"{source.where} has {source.shape[0]} samples and {total[1]} has {total[0]}; expected as many"
+            )
+    if total is None:
+        raise DataError(f"{path}: the model has no inputs, so there is nothing to feed")
+    if total[0] == 0:
+        raise DataError(f"{total[1]} is empty: it has no samples")
+    return total[0]
+
+
+def _check_column(source: Source, value: Value, sizes: dict[str, tuple[int, str]]) -> None:
+    expected = f"{value.dtype.value} of shape {_spell(value)} for the model's input {shown(value.name)}"
+    if source.dtype != value.dtype.numpy:
+        hint = f"; convert it with .astype(numpy.{value.dtype.value}), scaled as in training"
+        raise DataError(f"{source.where} has dtype {source.dtype.name}; expected {expected}{hint}")
+    if not value.shape:
+        raise DataError(
+            f"the model's input {shown(value.name)} is a single number, which has no batch axis to stream along"
+        )
+    if len(source.shape) != len(value.shape):
+        raise DataError(f"{source.where} has shape {source.shape}; expected {expected}")
+    for got, size in zip(source.shape[1:], value.shape[1:], strict=True):
+        if isinstance(size, int) and got != size:
+            raise DataError(f"{source.where} has shape {source.shape}; expected {expected}")
+        if got == 0:
+            raise DataError(f"{source.where} is empty: it has shape {source.shape}")
+        if isinstance(size, str):
+            known, where = sizes.setdefault(size, (got, source.where))
+            if got != known:
+                raise DataError(f"{source.where} has {size} = {got} where {where} has {known}; expected the same")
+
+
+def _batch_size(config: DataConfig, inputs: Mapping[str, Value], total: int) -> int:
+    """The recipe's batch size, or that of a model which takes no other."""
+    for name, value in inputs.items():
+        fixed = value.shape[0]
+        if isinstance(fixed, int):
+            used = total if config.batches is None else min(total, fixed * config.batches)
+            if used % fixed:
+                raise DataError(
+                    f"{config.data}: the model takes batches of exactly {fixed} (input {shown(name)}), "
+                    f"and {used} samples cannot be cut into those; set 'batches: {used // fixed}'"
+                    if used >= fixed
+                    else f"{config.data}: the model takes batches of {fixed} samples, and there are {total}"
+                )
+            return fixed
+    return config.batch_size
+
+
+def _check_labels(labels: Source, output: Value, total: int, used: int) -> int | None:
+    """Checks count, kind and values of the labels in use; the number of classes where they are class numbers."""
+    if not labels.shape or labels.shape[0] != total:
+        raise DataError(f"{labels.where} has shape {labels.shape}; expected labels for {total} samples")
+    whole = labels.dtype.kind in "iu"
+    if not whole and labels.dtype.kind != "f":
+        raise DataError(f"{labels.where} has dtype {labels.dtype.name}; expected class numbers or float targets")
+    shape = output.shape[:-1] if whole and len(output.shape) == 2 else output.shape
+    fits = len(shape) == len(labels.shape) and all(
+        isinstance(size, str) or got == size for got, size in zip(labels.shape[1:], shape[1:], strict=True)
+    )
+    if not fits and (not whole or len(output.shape) == 2):
+        kind = "class numbers" if whole else "targets"
+        raise DataError(
+            f"{labels.where} has shape {labels.shape}; expected {kind} of shape ({', '.join(map(str, shape))}) "
+            f"for the model's output {shown(output.name)} of shape {_spell(output)}"
+        )
+    last = output.shape[-1] if len(output.shape) == len(labels.shape) + 1 else None
+    classes = last if whole and isinstance(last, int) else None
+    _check_label_values(labels, classes, used)
+    return classes
+
+
+def _check_label_values(labels: Source, classes: int | None, used: int) -> None:
+    with closing(labels.open()) as cursor:
+        for start in range(0, used, _LABEL_CHUNK):
+            chunk = cursor.take(min(_LABEL_CHUNK, used - start))
+            check_finite(chunk, labels.where, start)
+            if classes is None or chunk.dtype.kind not in "iu":
+                continue
+            wrong = (chunk < 0) | (chunk >= classes)
+            if wrong.any():
+                place = tuple(int(i) for i in np.argwhere(wrong)[0])
+                raise DataError(
+                    f"{labels.where} has label {chunk[place]} at sample {start + place[0]}; "
+                    f"expected 0..{classes - 1}, as the model has {classes} classes"
+                )
+
+
+def check_finite(array: Array, where: str, start: int) -> None:
+    """DataError that names the first sample with NaN or infinity; ``start`` is the number of the array's first one."""
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    raise DataError(f"{where} has {array[place]} in sample {start + place[0]}; expected finite numbers")
+
+
+def _as_labels(taken: Array | None) -> Array | None:
+    if taken is None or taken.dtype.kind == "f":
+        return taken
+    return taken.astype(np.int64)
+
+
+def _spell(value: Value) -> str:
+    return f"({', '.join(map(str, value.shape))})"
