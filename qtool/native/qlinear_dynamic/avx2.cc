@@ -77,7 +77,8 @@ static inline __attribute__((always_inline)) void finish(const QlinearDynamicTil
     UNROLL for (int r = 0; r < R; ++r) {
       const __m256i zero = _mm256_mullo_epi32(_mm256_set1_epi32(tile.x_zero[r]), sums);
       const __m256 acc = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum[r][v], zero));
-      __m256 y = _mm256_fmadd_ps(acc, _mm256_mul_ps(_mm256_set1_ps(tile.x_scale[r]), scale), bias);
+      const __m256 multiplier = _mm256_mul_ps(_mm256_set1_ps(tile.x_scale[r]), scale);
+      __m256 y = tile.fused ? _mm256_fmadd_ps(acc, multiplier, bias) : _mm256_add_ps(_mm256_mul_ps(acc, multiplier), bias);
       y = _mm256_min_ps(high, _mm256_max_ps(low, y));  // in this order NaN passes
       _mm256_maskstore_ps(tile.out + r * tile.pitch + v * kLanes, lanes, y);
     }

@@ -67,7 +67,8 @@ static inline __attribute__((always_inline)) void finish(const QlinearDynamicTil
     UNROLL for (int r = 0; r < R; ++r) {
       const __m512i zero = _mm512_mullo_epi32(_mm512_set1_epi32(tile.x_zero[r]), sums);
       const __m512 acc = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r][v], zero));
-      __m512 y = _mm512_fmadd_ps(acc, _mm512_mul_ps(_mm512_set1_ps(tile.x_scale[r]), scale), bias);
+      const __m512 multiplier = _mm512_mul_ps(_mm512_set1_ps(tile.x_scale[r]), scale);
+      __m512 y = tile.fused ? _mm512_fmadd_ps(acc, multiplier, bias) : _mm512_add_ps(_mm512_mul_ps(acc, multiplier), bias);
       y = _mm512_min_ps(high, _mm512_max_ps(low, y));  // in this order NaN passes
       _mm512_mask_storeu_ps(tile.out + r * tile.pitch + v * kLanes, lanes, y);
     }

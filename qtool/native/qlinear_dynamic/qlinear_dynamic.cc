@@ -72,7 +72,7 @@ class QlinearDynamic final : public Op {
 QlinearDynamic::QlinearDynamic(const qt_linear_dynamic_args& args, const Row<const QlinearDynamicKernel*>& row,
                                Memory* memory)
     : args_(args), row_(row), kernel_(*row.kernel), groups_(ceil_div(args.in_features, kernel_.group)),
-      q_bytes_(round_up(groups_ * kernel_.group * kernel_.element_bytes, 64)),
+      q_bytes_(round_up(groups_ * kernel_.group * kernel_.element_bytes, 64) | 64),
       range_chunks_(args.row_wise != 0 ? 0 : ceil_div(args.rows * args.in_features, kRangeFloats)) {
   block_rows_ = std::min(args.rows, std::max(kLeastBlockRows, kBlockBytes / q_bytes_));
   for (int64_t at = 0; at < args.out_features; at += kernel_.columns) panels_.push_back(pack(args, at, memory));
@@ -176,6 +176,7 @@ void QlinearDynamic::run_panel(const RowBlock& block, int64_t begin, int64_t end
   tile.columns = panel.columns;
   tile.low = args_.out_min_f;
   tile.high = args_.out_max_f;
+  tile.fused = args_.fused != 0;
   const int64_t tiles = ceil_div(end - begin, kernel_.rows);
   for (int64_t t = 0; t < tiles; t++) {
     const int64_t row = begin + part_begin(end - begin, tiles, t);

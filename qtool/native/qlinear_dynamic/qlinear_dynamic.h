@@ -1,11 +1,11 @@
-// Linear layer over float32 whose input is quantized while it runs: torch.ops.quantized.linear_dynamic of FBGEMM.
+// Linear layer over float32 whose input is quantized while it runs: torch.ops.quantized.linear_dynamic.
 //
 //   q[m, k] = clamp(nearbyint(fma(x[m, k], 1 / sx[m], float(zx[m]))), 0, 255)   half to even; NaN gives 0
 //   acc[m, o] = sum over k of (q[m, k] - zx[m]) * w[o, k]                       int32, exact
-//   y[m, o] = clamp(fma(float(acc[m, o]), sx[m] * sw[o], bias[o]), low, high)   one rounding
+//   y[m, o] = clamp(fma(float(acc[m, o]), sx[m] * sw[o], bias[o]), low, high)
 //
-// Unlike everywhere else in FBGEMM the zero point is added before the rounding (QuantizeAvx2's LEGACY order, fused in
-// its vector code as is the last line): near halves the two orders differ.
+// FBGEMM adds the zero point before the rounding and fuses it, as QUANTIZE does, and fuses the bias in its vector code
+// (`fused`); QNNPACK rounds the product and then the sum.
 //
 //   m  row of x, 0..rows-1; k  input feature; o  output feature
 //   sx, zx  of the whole of x, or of each row, by ChooseQuantizationParams (params.h)
@@ -38,6 +38,7 @@ struct QlinearDynamicTile {
   int rows, vectors;       // 1..kernel.rows, 1..kernel.columns / step
   int columns;             // features to write, at most width; only the last vector may be partly used
   float low, high;
+  bool fused;              // one rounding for product and bias
 };
 
 struct QlinearDynamicKernel {

@@ -32,7 +32,8 @@ void run(const QlinearDynamicTile& tile) {
     for (int c = 0; c < tile.columns; ++c) {
       const uint32_t zero = static_cast<uint32_t>(tile.x_zero[row]) * static_cast<uint32_t>(tile.sums[c]);
       const float acc = static_cast<float>(static_cast<int32_t>(sum[c] - zero));
-      float y = std::fma(acc, tile.x_scale[row] * tile.scale[c], tile.bias[c]);
+      const float scale = tile.x_scale[row] * tile.scale[c];
+      float y = tile.fused ? std::fma(acc, scale, tile.bias[c]) : acc * scale + tile.bias[c];
       y = y < tile.low ? tile.low : y;  // these two let NaN pass
       tile.out[row * tile.pitch + c] = y > tile.high ? tile.high : y;
     }
