@@ -51,7 +51,7 @@ def linspace(start: np.float32, end: np.float32, count: int) -> Float32:
 
 
 def total(x: Float32) -> Float32:
-    """``torch.sum`` over the last axis: cascaded partial sums in a fixed order; shape (..., n) gives (...)."""
+    """``torch.sum`` over the last axis, cascaded partial sums in a fixed order: (..., n), n >= 8, gives (...)."""
     count = x.shape[-1] // _LANES
     vectors = x[..., : count * _LANES].reshape(*x.shape[:-1], count, _LANES)
     groups = count // _ROWS

@@ -32,33 +32,26 @@ class MseObserver(ClippingObserver):
         centres = (used - HALF / 2**_FOLDS + 0.5) * self._histogram.width * 2**_FOLDS
         values = np.clip(centres, lowest, highest).astype(np.float32)
         weights = (counts[used] / counts.sum()).astype(np.float32)
-        best = np.array([min(lowest, 0.0), max(highest, 0.0)])
+        best = widest = np.array([min(lowest, 0.0), max(highest, 0.0)])
         moves = [np.array([True, True])]
         if lowest < 0.0 < highest and not self.config.scheme.symmetric:
             moves += [np.array([True, False]), np.array([False, True])] * _ROUNDS
         for move in moves:
-            best = _search(values, weights, best, move, self.config)
+            for ratios in (_COARSE, _FINE):
+                drawn_in = np.where(move, best * ratios[:, None], best)
+                candidates = np.vstack([best, np.clip(drawn_in, *widest)])
+                best = candidates[np.argmin(squared_errors(values, weights, candidates, self.config))]
         return float(best[0]), float(best[1])
-
-
-def _search(
-    values: Float32, weights: Float32, ends: Float64, move: NDArray[np.bool_], config: ObserverConfig
-) -> Float64:
-    """The best ends, (low, high), when those in ``move`` are drawn in; never worse than ``ends`` themselves."""
-    for ratios in (_COARSE, _FINE):
-        candidates = np.where(move, ends * ratios[:, None], ends)
-        candidates = np.concatenate([ends[None], candidates])
-        ends = candidates[np.argmin(squared_errors(values, weights, candidates, config))]
-    return ends
 
 
 def squared_errors(values: Float32, weights: Float32, ranges: Float64, config: ObserverConfig) -> Float64:
     """Mean squared error over weighted values, shape (n,), for each range (low, high), shape (k, 2): shape (k,)."""
     quant_min, quant_max = quant_limits(config)
+    unit = np.abs(values).max()  # differences are squared in this unit, which neither overflows nor underflows
     errors = []
     for part in np.array_split(ranges.astype(np.float32), -(-len(ranges) // _TOGETHER)):
         chosen = choose_qparams(part[:, 0], part[:, 1], config)
         scale, zero_point = chosen.scale[:, None], chosen.zero_point[:, None].astype(np.float32)
         steps = np.clip(np.rint(values / scale), quant_min - zero_point, quant_max - zero_point)
-        errors.append(np.square(steps * scale - values).astype(np.float64) @ weights)
-    return np.concatenate(errors)
+        errors.append(np.square((steps * scale - values) / unit) @ weights)
+    return np.concatenate(errors) * np.float64(unit) ** 2
