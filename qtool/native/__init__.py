@@ -2,6 +2,18 @@
 
 from qtool.native.abi import Kind
 from qtool.native.library import KernelRow, available, kernels, supported_isas, supports, why_not
-from qtool.native.plan import Buffer, Op, Plan
+from qtool.native.plan import Buffer, Op, Plan, choose_isa
 
-__all__ = ["Buffer", "KernelRow", "Kind", "Op", "Plan", "available", "kernels", "supported_isas", "supports", "why_not"]
+__all__ = [
+    "Buffer",
+    "KernelRow",
+    "Kind",
+    "Op",
+    "Plan",
+    "available",
+    "choose_isa",
+    "kernels",
+    "supported_isas",
+    "supports",
+    "why_not",
+]

@@ -37,15 +37,15 @@ class Op:
     kernel: str | None = None
 
 
-def isa_value(isa: str | None) -> int:
-    """The ``qt_isa`` of a name; None is the best of this CPU. EngineError for one that is not to be had."""
+def choose_isa(isa: str | None) -> str:
+    """The instruction set of that name, the best of this CPU for None; EngineError for one that is not to be had."""
     have = supported_isas()
     if isa is None:
-        return abi.ISAS.index(have[-1]) if have else 0
+        return have[-1] if have else abi.ISAS[0]
     if isa not in have:
         known = "this CPU does not have it" if isa in abi.ISAS else "there is no such instruction set"
         raise EngineError(f"instruction set '{isa}': {known}; expected one of {', '.join(have)}")
-    return abi.ISAS.index(isa)
+    return isa
 
 
 class Plan:
@@ -66,7 +66,7 @@ class Plan:
     ) -> None:
         self._external = tuple(buffer.bytes for buffer in buffers if buffer.offset is None)
         self._op_count = len(ops)
-        self._handle = _create(ops, buffers, arena_bytes, isa_value(isa), threads)
+        self._handle = _create(ops, buffers, arena_bytes, abi.ISAS.index(choose_isa(isa)), threads)
         self._finalizer = weakref.finalize(self, library().qt_plan_free, self._handle)
 
     def run(self, *arrays: NDArray[Any]) -> None:

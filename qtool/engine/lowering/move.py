@@ -1,0 +1,162 @@
+"""Operators that move values: without a byte copied where the layouts allow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from qtool.engine.lowering.groups import Group
+from qtool.engine.lowering.layout import Layout, Sizes, permutation
+from qtool.engine.lowering.segment import Segment, Unsupported
+from qtool.engine.tables import Table, requantize_table
+from qtool.ir import Node
+from qtool.native import Kind, abi
+from qtool.ops import attrs_of
+
+
+def lower_identity(segment: Segment, group: Group) -> None:
+    """identity and dropout: another name for the same bytes."""
+    node = group.host
+    _same_parameters(segment, node)
+    for layout in segment.layouts(node.inputs[0]):
+        segment.alias(node.outputs[0], layout, segment.read(node.inputs[0], layout, direct=True))
+
+
+def lower_reshape(segment: Segment, group: Group) -> None:
+    """flatten, reshape, squeeze and unsqueeze: another shape for the same row-major bytes."""
+    node = group.host
+    _same_parameters(segment, node)
+    segment.alias(node.outputs[0], Layout.PLAIN, segment.read(node.inputs[0], Layout.PLAIN, direct=True))
+
+
+def _same_parameters(segment: Segment, node: Node) -> None:
+    source = segment.source
+    x = source.qparams(node.inputs[0])
+    if any(source.qparams(out) != x for out in node.outputs) or (x is not None and x.axis is not None):
+        raise Unsupported("an output with other parameters than the input")
+
+
+def lower_permute(segment: Segment, group: Group) -> None:
+    """permute and transpose, from the layout in which the input is to that in which the output is wanted: channels-last
+    bytes may already be what is asked for."""
+    node = group.host
+    _same_parameters(segment, node)
+    x, out = node.inputs[0], node.outputs[0]
+    shape = segment.shape(x)
+    dims = _dims(node, len(shape))
+    changes = []
+    for origin in segment.layouts(x):
+        for target in Layout:
+            wanted = tuple(dims[axis] for axis in target.axes(len(shape)))
+            change = permutation(shape, origin.axes(len(shape)), wanted)
+            changes.append((change is not None, target is not segment.wants(out), origin, target, change))
+    _, _, origin, target, change = min(changes, key=lambda entry: entry[:2])
+    read = segment.read(x, origin, direct=True)
+    if change is None:
+        segment.alias(out, target, read)
+    else:
+        item = segment.source.value(x).dtype.numpy.itemsize
+        segment.permute(read, segment.write(out, target), item, change)
+
+
+def _dims(node: Node, rank: int) -> Sizes:
+    attrs = attrs_of(node)
+    if node.op == "permute":
+        return tuple(dim % rank for dim in attrs.dims)
+    dims = list(range(rank))
+    first, second = attrs.dim0 % rank, attrs.dim1 % rank
+    dims[first], dims[second] = second, first
+    return tuple(dims)
+
+
+def lower_cat(segment: Segment, group: Group) -> None:
+    """Every input is copied to its place, int8 ones by a table where their parameters are others."""
+    source, node = segment.source, group.host
+    out = node.outputs[0]
+    qparams = source.qparams(out)
+    if qparams is not None:
+        source.per_tensor(out)
+    layout = _common_layout(segment, node)
+    write = segment.write(out, layout)
+    dim = attrs_of(node).dim % len(segment.shape(out))
+    start = 0
+    for name in node.inputs:
+        table = requantize_table(source.per_tensor(name), qparams) if qparams is not None else None
+        read = segment.read(name, layout, direct=True)
+        end = start + segment.shape(name)[dim]
+        part = Part(segment, name, (dim, start, end), layout)
+        segment.emit(Kind.COPY, (read,), write, part.copied_into(out, table))
+        start = end
+
+
+def _common_layout(segment: Segment, node: Node) -> Layout:
+    moving = [name for name in node.inputs if name not in segment.source.constants]
+    ready = [layout for layout in Layout if all(layout in segment.layouts(name) for name in moving)]
+    wanted = segment.wants(node.outputs[0])
+    return wanted if wanted in ready or not ready else ready[0]
+
+
+def lower_slice(segment: Segment, group: Group) -> None:
+    node = group.host
+    attrs = attrs_of(node)
+    if attrs.step != 1:
+        raise Unsupported(f"a slice with step {attrs.step}")
+    shape = segment.shape(node.inputs[0])
+    dim = attrs.dim % len(shape)
+    start, end, _ = slice(attrs.start, attrs.end).indices(shape[dim])
+    _cut(segment, node, [(dim, start, end)])
+
+
+def lower_split(segment: Segment, group: Group) -> None:
+    node = group.host
+    attrs = attrs_of(node)
+    dim = attrs.dim % len(segment.shape(node.inputs[0]))
+    ends = np.cumsum(attrs.split_sizes).tolist()
+    _cut(segment, node, [(dim, end - size, end) for size, end in zip(attrs.split_sizes, ends, strict=True)])
+
+
+def _cut(segment: Segment, node: Node, ranges: list[tuple[int, int, int]]) -> None:
+    """Every output is a range of the input along one axis."""
+    _same_parameters(segment, node)
+    x = node.inputs[0]
+    layout = segment.layouts(x)[0]
+    read = segment.read(x, layout, direct=True)
+    for out, along in zip(node.outputs, ranges, strict=True):
+        part = Part(segment, out, along, layout)
+        segment.emit(Kind.COPY, (read,), segment.write(out, layout), part.copied_from(x))
+
+
+class Part:
+    """A value that is a range of another one along an axis, as rows of bytes."""
+
+    def __init__(self, segment: Segment, name: str, along: tuple[int, int, int], layout: Layout) -> None:
+        self._segment = segment
+        self._along = along
+        self._layout = layout
+        self._bytes = math.prod(segment.shape(name)) * segment.source.value(name).dtype.numpy.itemsize
+
+    def copied_into(self, whole: str, table: Table | None) -> abi.CopyArgs:
+        """The arguments that copy the part to its place in the whole."""
+        rows, row, start = self._rows(whole)
+        part = self._bytes // max(rows, 1)
+        return abi.make(
+            abi.CopyArgs, rows=rows, row_bytes=part, in_stride=part, out_stride=row, out_offset=start, lut=table
+        )
+
+    def copied_from(self, whole: str) -> abi.CopyArgs:
+        """The arguments that copy the part out of the whole."""
+        rows, row, start = self._rows(whole)
+        part = self._bytes // max(rows, 1)
+        return abi.make(abi.CopyArgs, rows=rows, row_bytes=part, in_stride=row, out_stride=part, in_offset=start)
+
+    def _rows(self, whole: str) -> Sizes:
+        """The whole's rows, from one index of the axis's outer neighbours to the next: their number, their bytes, and
+        where the part begins in each."""
+        dim, first, _ = self._along
+        shape = self._segment.shape(whole)
+        axes = self._layout.axes(len(shape))
+        place = axes.index(dim)
+        item = self._segment.source.value(whole).dtype.numpy.itemsize
+        inner = math.prod(shape[axis] for axis in axes[place + 1 :]) * item
+        return math.prod(shape[axis] for axis in axes[:place]), inner * shape[dim], inner * first

@@ -1,0 +1,108 @@
+"""Functions of one element: tables for bytes, formulas for floats, and the borders between the two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qtool.engine.lowering.groups import INFINITY, Group
+from qtool.engine.lowering.layout import Layout, Sizes
+from qtool.engine.lowering.segment import Segment, Source, Unsupported
+from qtool.engine.lowering.table import byte_table
+from qtool.engine.tables import Table
+from qtool.ir import DType, Node
+from qtool.native import Kind, abi
+from qtool.ops import attrs_of
+
+Formula = Callable[[Any], tuple[abi.Unary, float, float]]
+
+FORMULAS: dict[str, Formula] = {
+    "relu": lambda _: (abi.Unary.CLAMP, 0.0, INFINITY),
+    "relu6": lambda _: (abi.Unary.CLAMP, 0.0, 6.0),
+    "hardtanh": lambda attrs: (abi.Unary.CLAMP, attrs.low, attrs.high),
+    "clamp": lambda attrs: (abi.Unary.CLAMP, attrs.low, attrs.high),
+    "leaky_relu": lambda attrs: (abi.Unary.LEAKY_RELU, attrs.negative_slope, 0.0),
+    "elu": lambda attrs: (abi.Unary.ELU, attrs.alpha, 0.0),
+    "hardswish": lambda _: (abi.Unary.HARDSWISH, 0.0, 0.0),
+    "hardsigmoid": lambda _: (abi.Unary.HARDSIGMOID, 0.0, 0.0),
+    "sigmoid": lambda _: (abi.Unary.SIGMOID, 0.0, 0.0),
+    "tanh": lambda _: (abi.Unary.TANH, 0.0, 0.0),
+    "gelu": lambda attrs: (abi.Unary.GELU_TANH if attrs.approximate == "tanh" else abi.Unary.GELU, 0.0, 0.0),
+    "silu": lambda _: (abi.Unary.SILU, 0.0, 0.0),
+}
+
+
+def lower_unary(segment: Segment, group: Group) -> None:
+    """relu, sigmoid, hardswish and the like."""
+    source, node = segment.source, group.host
+    if source.qparams(node.outputs[0]) is not None:
+        return lower_table(segment, node, byte_table(source, node))
+    source.need_float(*node.inputs, *node.outputs)
+    kind, a, b = _formula(source, node)
+    args = abi.make(abi.UnaryArgs, count=math.prod(segment.shape(node.inputs[0])), kind=kind, a=a, b=b)
+    return pointwise(segment, node, node.inputs[0], Kind.SUNARY, args)
+
+
+def _formula(source: Source, node: Node) -> tuple[abi.Unary, float, float]:
+    if node.op == "prelu":
+        slope = source.constant(node.inputs[1], "slope")
+        if slope.size != 1:
+            raise Unsupported("a slope a channel")
+        return abi.Unary.LEAKY_RELU, float(slope.reshape(())), 0.0
+    return FORMULAS[node.op](attrs_of(node))
+
+
+def lower_table(segment: Segment, node: Node, table: Table | None) -> None:
+    """A function of one byte."""
+    if table is None:
+        raise Unsupported("no function of one byte")
+    name = next(name for name in node.inputs if name and name not in segment.source.constants)
+    if segment.shape(name) != segment.shape(node.outputs[0]):
+        raise Unsupported("a constant of a higher rank")
+    args = abi.make(abi.LutArgs, count=math.prod(segment.shape(name)), table=np.ascontiguousarray(table))
+    pointwise(segment, node, name, Kind.LUT, args)
+
+
+def pointwise(segment: Segment, node: Node, name: str, kind: Kind, args: abi.Args) -> None:
+    """An operator that does not care where an element lies."""
+    layout = ready_layout(segment, name, node.outputs[0])
+    read = segment.read(name, layout)
+    segment.emit(kind, (read,), segment.write(node.outputs[0], layout), args, in_place=True)
+
+
+def ready_layout(segment: Segment, name: str, output: str) -> Layout:
+    """The layout that the output is wanted in, if the input is there already; else the one that it is in."""
+    ready = segment.layouts(name)
+    return segment.wants(output) if segment.wants(output) in ready else ready[0]
+
+
+def lower_border(segment: Segment, group: Group) -> None:
+    """quantize and dequantize, which may change the layout on the way."""
+    source, node = segment.source, group.host
+    quantizes = node.op == "quantize"
+    x, out = node.inputs[0], node.outputs[0]
+    qparams = source.per_tensor(out if quantizes else x)
+    source.need_float(x if quantizes else out)
+    target = segment.wants(out)
+    origin = target if target in segment.layouts(x) else segment.layouts(x)[0]
+    args = abi.make(
+        abi.QuantizeArgs,
+        **_picture(segment.shape(x), origin, target),
+        zero_point=int(qparams.zero_point[0]),
+        scale=float(qparams.scale[0]),
+        storage=abi.Storage.INT8_SHIFTED if qparams.dtype is DType.INT8 else abi.Storage.UINT8,
+    )
+    read = segment.read(x, origin, direct=True)
+    segment.emit(Kind.QUANTIZE if quantizes else Kind.DEQUANTIZE, (read,), segment.write(out, target), args)
+
+
+def _picture(shape: Sizes, origin: Layout, target: Layout) -> dict[str, int]:
+    """``outer``, ``rows``, ``cols`` and ``transpose`` of a change of layout, or of none."""
+    if origin is target:
+        return {"outer": 1, "rows": 1, "cols": math.prod(shape)}
+    channels, pixels = shape[1], math.prod(shape[2:])
+    rows, cols = (channels, pixels) if target is Layout.LAST else (pixels, channels)
+    return {"outer": shape[0], "rows": rows, "cols": cols, "transpose": 1}

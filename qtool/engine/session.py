@@ -1,0 +1,149 @@
+"""Runs a graph: in native code as far as that goes, on the NumPy reference for the rest; int8 gives the same bits."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from qtool import native
+from qtool.engine import reference
+from qtool.engine.lowering import Source
+from qtool.engine.partition import Stage, fallbacks, layouts_wanted, stages
+from qtool.engine.program import (
+    Machine,
+    NativePart,
+    Part,
+    ReferencePart,
+    Timing,
+    constant_values,
+    needed_outputs,
+    without_constants,
+)
+from qtool.engine.shapes import Sizes, concrete_shapes, nominal_shapes
+from qtool.errors import DataError, EngineError
+from qtool.ir import Array, Graph
+
+Engine = Literal["auto", "native", "reference"]
+PLANS_KEPT = 4
+"""Plans of different input shapes that a session remembers; each has packed weights of its own."""
+
+
+class Session:
+    """A graph made ready to run.
+
+    ``threads`` counts those of the native engine; results do not depend on it. ``isa`` is "scalar", "avx2",
+    "avx512vnni" or None for the best that the CPU has. ``engine`` "auto" takes the reference where the native library
+    is not there, "native" raises EngineError then, and "reference" never asks.
+
+    A plan is made for each set of input shapes when it is first met. ``run`` may be called from several threads; calls
+    take turns.
+    """
+
+    def __init__(self, graph: Graph, threads: int = 1, isa: str | None = None, engine: Engine = "auto") -> None:
+        if engine not in ("auto", "native", "reference"):
+            raise EngineError(f"got engine {engine!r}, expected auto, native or reference")
+        if threads < 1:
+            raise EngineError(f"got {threads} threads, expected at least 1")
+        if engine == "native" and not native.available():
+            raise EngineError(native.why_not())
+        self.graph = graph
+        self.engine = "native" if engine != "reference" and native.available() else "reference"
+        self._machine = Machine(native.choose_isa(isa), threads) if self.engine == "native" else None
+        self._constants = constant_values(graph)
+        self._cache: dict[tuple[str, str], Array] = {}
+        self._plans: OrderedDict[tuple[Sizes, ...], list[Part]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use; "" on the reference."""
+        return self._machine.isa if self._machine else ""
+
+    @cached_property
+    def fallbacks(self) -> Mapping[str, str]:
+        """The nodes that run on the NumPy reference -> why; for the smallest batch."""
+        source = self._source(concrete_shapes(self.graph, nominal_shapes(self.graph)))
+        return self._unsupported(source)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The graph's outputs; quantized ones as the stored integers.
+
+        DataError for feeds that do not fit the graph's inputs in name, element type or shape.
+        """
+        arrays = self._checked(feeds)
+        with self._lock:
+            return self._run(arrays)[0]
+
+    def profile(self, feeds: Mapping[str, Array]) -> list[Timing]:
+        """What each operator took, in the order in which they ran; (node name, kernel, seconds)."""
+        arrays = self._checked(feeds)
+        with self._lock:
+            return self._run(arrays, profile=True)[1]
+
+    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        arrays = reference.check_feeds(self.graph, feeds)
+        for name, array in arrays.items():
+            if array.size == 0:
+                raise DataError(f"input '{name}': got shape {array.shape}, which holds no data")
+        return arrays
+
+    def _run(self, arrays: dict[str, Array], *, profile: bool = False) -> tuple[dict[str, Array], list[Timing]]:
+        parts = self._parts({name: array.shape for name, array in arrays.items()})
+        last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
+        known = dict(arrays)
+        timings: list[Timing] = []
+        for index, part in enumerate(parts):
+            if profile:
+                made, times = part.profile(known)
+                timings += times
+            else:
+                made = part.run(known)
+            known.update(made)
+            for name in part.inputs:
+                if last_use[name] == index and name not in self.graph.outputs:
+                    del known[name]
+        return {name: self._result(name, known) for name in self.graph.outputs}, timings
+
+    def _result(self, name: str, known: Mapping[str, Array]) -> Array:
+        """An output; a copy of what belongs to the caller or to the graph."""
+        if name in self._constants:
+            return self._constants[name].copy()
+        return np.array(known[name]) if name in self.graph.inputs else known[name]
+
+    def _parts(self, fed: Mapping[str, Sizes]) -> list[Part]:
+        """The plan for these input shapes; the least recently used of too many is dropped."""
+        key = tuple(fed[name] for name in self.graph.inputs)
+        if key not in self._plans:
+            while len(self._plans) >= PLANS_KEPT:
+                self._plans.popitem(last=False)
+            self._plans[key] = self._make_parts(self._source(concrete_shapes(self.graph, fed)))
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _source(self, shapes: Mapping[str, Sizes]) -> Source:
+        return Source(self.graph, shapes, self._constants, cache=self._cache)
+
+    def _unsupported(self, source: Source) -> dict[str, str]:
+        nodes = without_constants(self.graph, self._constants).nodes
+        if self._machine is None:
+            return {node.name: "the native engine is not used" for node in nodes}
+        return fallbacks(source, nodes)
+
+    def _make_parts(self, source: Source) -> list[Part]:
+        nodes = without_constants(self.graph, self._constants).nodes
+        unsupported = self._unsupported(source)
+        source = replace(source, wants=layouts_wanted(nodes, unsupported))
+        planned = stages(nodes, unsupported)
+        outputs = needed_outputs(self.graph, (stage.nodes for stage in planned))
+        return [self._part(source, stage, names) for stage, names in zip(planned, outputs, strict=True)]
+
+    def _part(self, source: Source, stage: Stage, outputs: tuple[str, ...]) -> Part:
+        if stage.native and self._machine is not None:
+            return NativePart(source, stage.nodes, outputs, self._machine)
+        return ReferencePart(source, stage.nodes, outputs)
