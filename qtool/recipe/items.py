@@ -53,5 +53,10 @@ def describe(item: Item) -> str:
         return "a list"
     if item.value is None:
         return "null"
-    text = str(item.value).lower() if isinstance(item.value, bool) else repr(item.value)
+    return str(item.value).lower() if isinstance(item.value, bool) else shown(item.value)
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

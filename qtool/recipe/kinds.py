@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qtool.recipe.items import Item
+from qtool.recipe.items import Item, shown
 from qtool.recipe.suggest import did_you_mean
 
 
@@ -111,7 +111,7 @@ class Choice:
         if not isinstance(item.value, str):
             item.refuse(name, f"one of: {', '.join(self.words)}")
         if item.value not in self.words:
-            item.fail(f"{name}: unknown value {item.value!r}{did_you_mean(item.value, self.words)}")
+            item.fail(f"{name}: unknown value {shown(item.value)}{did_you_mean(item.value, self.words)}")
         return item.value
 
     def schema(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def check_keys(item: Item, name: str, known: Mapping[str, Any]) -> None:
     for key, child in item.value.items():
         if key not in known:
             place = f" in {name}" if name else ""
-            child.fail(f"unknown key {key!r}{place}{did_you_mean(key, known)}")
+            child.fail(f"unknown key {shown(key)}{place}{did_you_mean(key, known)}")
 
 
 def _inside(name: str, key: str) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 _LISTED = 16
+_ALIKE = 0.5
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """The known name most like ``wrong``, whatever the case; "" where none is."""
-    by_lower = {name.lower(): name for name in known}
-    found = get_close_matches(wrong.lower(), by_lower, 1, 0.5)
-    return by_lower[found[0]] if found else ""
+    """The known name most like ``wrong``, whatever the case, letters in another order first; "" where none is."""
+    matcher = SequenceMatcher(b=wrong.lower())
+
+    def likeness(name: str) -> tuple[bool, float]:
+        matcher.set_seq1(name.lower())
+        return sorted(name.lower()) == sorted(wrong.lower()), matcher.ratio()
+
+    best = max(known, key=likeness, default="")
+    return best if likeness(best)[1] >= _ALIKE else ""
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

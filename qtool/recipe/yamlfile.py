@@ -15,7 +15,7 @@ from types import MappingProxyType
 import yaml
 
 from qtool.errors import RecipeError
-from qtool.recipe.items import Item, Scalar
+from qtool.recipe.items import Item, Scalar, shown
 
 MAX_BYTES = 1 << 18
 MAX_VALUES = 20_000
@@ -98,7 +98,7 @@ class _Converter:
             name.encode("utf-8")
             if name in entries:
                 first = entries[name].where
-                raise RecipeError(f"{self._where(line)}: the key {name!r} is there twice, first at {first}")
+                raise RecipeError(f"{self._where(line)}: the key {shown(name)} is there twice, first at {first}")
             entries[name] = self.item(value, line)
         return entries
 
