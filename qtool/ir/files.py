@@ -40,6 +40,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """OutputError where ``atomic_write`` could not even begin; for asking before long work. Nothing is left behind."""
+    target = Path(os.path.realpath(path))
+    try:
+        _check_target(target)
+        probe = target.with_name(f".qtool-{secrets.token_hex(6)}.tmp")
+        try:
+            open(probe, "xb").close()
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _check_target(target: Path) -> None:
     # A rename over /dev/null or a pipe would put a file in its place.
     if target.is_dir():

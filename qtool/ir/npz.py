@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+from collections.abc import Sized
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, unquote
@@ -32,19 +33,29 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
     ModelError if the graph breaks a rule of ``verify`` or cannot be read back; OutputError if it cannot be written.
     """
-    verify(graph)
-    document, tables = encode(graph, _writer())
-    text = write_json(document)
-    if len(text) > MAX_JSON_BYTES:
-        raise ModelError(f"the graph takes {len(text)} bytes of JSON; at most {MAX_JSON_BYTES} can be read back")
-    members: list[tuple[str, Array]] = [(GRAPH, np.frombuffer(text, np.uint8))]
-    members += [(n, t) for n, t in ((SCALES, tables.scales), (ZERO_POINTS, tables.zero_points)) if t.size]
-    members += [(_member_name(name), array) for name, array in graph.initializers.items()]
+    members = _members(graph)
     try:
         with atomic_write(path) as file:
             write_archive(file, members)
     except MemoryError as error:
         raise OutputError(f"cannot write {path}: out of memory") from error
+
+
+def file_bytes(graph: Graph) -> int:
+    """The size of the file that ``save`` would write."""
+    sink = _Counter()
+    write_archive(sink, _members(graph))  # type: ignore[arg-type]  # all it does with a file is write
+    return sink.count
+
+
+class _Counter:
+    """Takes what is written and keeps the number of bytes only."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, data: Sized) -> None:
+        self.count += len(data)
 
 
 def load(path: str | os.PathLike[str], *, check_sums: bool = True) -> Graph:
@@ -69,6 +80,18 @@ def load(path: str | os.PathLike[str], *, check_sums: bool = True) -> Graph:
         raise ModelError(f"{path}: {error}") from error
     except MemoryError as error:
         raise ModelError(f"{path}: it needs more memory than there is") from error
+
+
+def _members(graph: Graph) -> list[tuple[str, Array]]:
+    verify(graph)
+    document, tables = encode(graph, _writer())
+    text = write_json(document)
+    if len(text) > MAX_JSON_BYTES:
+        raise ModelError(f"the graph takes {len(text)} bytes of JSON; at most {MAX_JSON_BYTES} can be read back")
+    members: list[tuple[str, Array]] = [(GRAPH, np.frombuffer(text, np.uint8))]
+    members += [(n, t) for n, t in ((SCALES, tables.scales), (ZERO_POINTS, tables.zero_points)) if t.size]
+    members += [(_member_name(name), array) for name, array in graph.initializers.items()]
+    return members
 
 
 def is_graph_file(path: str | os.PathLike[str]) -> bool:
