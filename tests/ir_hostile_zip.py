@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pickle
 import struct
-import zlib
 
 import numpy as np
 from ir_hostile import WEIGHT, changed_entry, hostile, repacked
-from ir_raw import Entry, entries_of, npy, raw_zip
+from ir_raw import Entry, deflated, entries_of, npy, raw_zip
 
 
 @hostile("it is empty")
@@ -163,13 +162,13 @@ def a_zip64_size_of_exabytes(good):
 
 @hostile("compressed or encrypted")
 def a_zip_bomb(good):
-    packed = zlib.compress(bytes(50_000_000), 9, -15)
+    packed = deflated(bytes(50_000_000))
     return changed_entry(good, data=packed, method=8, stored=len(packed), size=50_000_000)
 
 
 @hostile("compressed or encrypted")
 def a_compressed_graph(good):
-    packed = zlib.compress(good["@graph.npy"], 9, -15)
+    packed = deflated(good["@graph.npy"])
     return changed_entry(good, "@graph.npy", data=packed, method=8, stored=len(packed), size=len(good["@graph.npy"]))
 
 

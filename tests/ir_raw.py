@@ -93,6 +93,12 @@ def npy_text(text: str, body: bytes = b"", version: bytes = b"\1\0") -> bytes:
     return b"\x93NUMPY" + version + struct.pack("<H", len(text) + 1) + text.encode("latin-1") + b"\n" + body
 
 
+def deflated(data: bytes) -> bytes:
+    """As zip archives compress."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
+
+
 def members_of(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import X, Y, folder_of, model, opened, saved
-from ir_raw import Entry, npy, npy_text, raw_zip
+from ir_raw import Entry, deflated, npy, npy_text, raw_zip
 from ir_samples import float_graph
 
 from qtool.errors import DataError
@@ -26,7 +26,7 @@ ENDLESS[3, 0, 0, 0] = -np.inf
 
 def packed(name: str, data: bytes, **fields: int) -> bytes:
     """An archive of one compressed member."""
-    body = zlib.compress(data, 9, -15)
+    body = deflated(data)
     return raw_zip(
         [Entry(name, body, method=8, size=fields.get("size", len(data)), crc=fields.get("crc", zlib.crc32(data)))]
     )

@@ -18,6 +18,7 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
 RNG = np.random.default_rng(0)
 NET = model({"image": ("N", 3, 8, 8)})
+ANY_SIZE = model({"image": ("N", 3, "H", "W")})
 PLAIN = Preprocess()
 SIZES = ((8, 8), (10, 8), (9, 14), (31, 17))
 """Width and height."""
@@ -105,11 +106,11 @@ def test_arrays_come_before_pictures(tmp_path):
         (r"1.png: the image is 8x10 \(height x width\) after preprocessing; expected 8x8", NET, PLAIN),
         (
             r"0.png: the image is 8x8 \(height x width\), too small for 'crop: 9'",
-            model({"i": ("N", 3, "H", "W")}),
+            ANY_SIZE,
             Preprocess(crop=9),
         ),
         ("'crop: 9' does not fit the model, which takes 8x8", NET, Preprocess(crop=9)),
-        ("'preprocess: {crop: ...}' has to set one", model({"i": ("N", 3, "H", "W")}), PLAIN),
+        ("'preprocess: {crop: ...}' has to set one", ANY_SIZE, PLAIN),
         (r"one input of shape \(N, 3, H, W\)", model({"i": ("N", 1, 8, 8)}), PLAIN),
         (r"one input of shape \(N, 3, H, W\)", model({"i": ("N", 3, 8, 8), "j": ("N",)}), PLAIN),
         ("images are float32", model({"i": ("N", 3, 8, 8)}, dtype=DType.UINT8), PLAIN),
