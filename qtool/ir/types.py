@@ -87,8 +87,8 @@ class QParams:
         """q = clamp(nearbyint(x * (1 / scale) + zero_point)), half to even, in float32.
 
         As PyTorch 2.13 does it on every engine: per tensor, the product and the sum are rounded once (a fused
-        multiply-add, FBGEMM ``QuantizeAvx2``), per channel each by itself. The clamp is that of the storage type, not of
-        the range the scale was chosen for, as in PyTorch. NaN gives the smallest storage value.
+        multiply-add, FBGEMM ``QuantizeAvx2``), per channel each by itself. The clamp is that of the storage type, not
+        of the range the scale was chosen for, as in PyTorch. NaN gives the smallest storage value.
         """
         inverse, zero_point = self._along_axis(np.float32(1.0) / self.scale, self.zero_point, x.ndim)
         low, high = self.limits
