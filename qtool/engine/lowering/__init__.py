@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from qtool.engine.lowering.accumulate import lower_accumulate, lower_linear_dynamic, lower_matmul
 from qtool.engine.lowering.binary import lower_binary
-from qtool.engine.lowering.groups import Group, alone, make_groups
+from qtool.engine.lowering.groups import ACCUMULATING, Group, alone, make_groups
 from qtool.engine.lowering.layout import Layout
 from qtool.engine.lowering.move import (
     lower_cat,
@@ -20,7 +20,6 @@ from qtool.engine.lowering.norm import lower_batch_norm, lower_layer_norm, lower
 from qtool.engine.lowering.pointwise import FORMULAS, lower_border, lower_table, lower_unary
 from qtool.engine.lowering.pool import lower_adaptive_pool, lower_mean, lower_pool
 from qtool.engine.lowering.segment import Binding, Role, Segment, Source, Step, Unsupported
-from qtool.engine.lowering.table import byte_table
 from qtool.ir import Node
 
 __all__ = [
@@ -109,10 +108,8 @@ def lower(segment: Segment, group: Group) -> None:
     """Adds a group to a segment; Unsupported where the native engine has no way to run it as it stands."""
     node = group.host
     segment.node = group.name
-    if len(group.nodes) == 1 and node.op in ("add", "mul"):
-        table = byte_table(segment.source, node)
-        if table is not None:
-            return lower_table(segment, node, table)
+    if group.lut is not None and node.op not in ACCUMULATING:
+        return lower_table(segment, group)
     return LOWERINGS[node.op](segment, group)
 
 

@@ -4,6 +4,7 @@
     conv -> hardswish             (int8) a table
     conv -> add(., y) -> relu     a residual, added as the two nodes would: for int8, to the rounded result of the conv
     add -> relu                   bounds of the result
+    sigmoid -> hardswish          (int8) one table
 
 Everything here keeps the bits of the nodes run one by one.
 """
@@ -35,7 +36,7 @@ class Group:
     """A host and the nodes it takes over, in execution order.
 
     The result of the host is bounded by ``bounds`` (bytes for int8), then ``add`` adds the value ``residual``, then
-    ``add_bounds`` and the table ``lut`` follow.
+    ``add_bounds`` and the table ``lut`` follow. A host that is itself a table of bytes is in ``lut``.
     """
 
     nodes: tuple[Node, ...]
@@ -62,7 +63,7 @@ class Group:
 def alone(source: Source, node: Node) -> Group:
     """The node by itself."""
     bounds = BYTES if source.qparams(node.outputs[0]) else REALS
-    return Group((node,), bounds, add_bounds=bounds)
+    return Group((node,), bounds, add_bounds=bounds, lut=byte_table(source, node))
 
 
 def make_groups(source: Source, nodes: Sequence[Node], needed: Collection[str]) -> list[Group]:
@@ -73,7 +74,7 @@ def make_groups(source: Source, nodes: Sequence[Node], needed: Collection[str]) 
     for node in nodes:
         if node.name not in taken:
             group = alone(source, node)
-            if node.op in HOSTS:
+            if node.op in HOSTS or group.lut is not None:
                 group = _grown(source, group, inside.keys() - taken, needed)
             taken.update(member.name for member in group.nodes)
             groups.append(group)
@@ -132,7 +133,7 @@ def _with_table(group: Group, node: Node, table: Table) -> Group | None:
     bounds = (int(table[0]), int(table[-1]))
     if group.lut is None and np.array_equal(table, np.clip(np.arange(256), *bounds)):
         return _bounded(group, node, bounds)
-    if group.host.op not in ACCUMULATING:
+    if group.host.op not in ACCUMULATING and group.lut is None:
         return None
     lut = table if group.lut is None else table[group.lut]
     return replace(group, nodes=(*group.nodes, node), lut=lut)

@@ -11,8 +11,6 @@ import numpy as np
 from qtool.engine.lowering.groups import INFINITY, Group
 from qtool.engine.lowering.layout import Layout, Sizes
 from qtool.engine.lowering.segment import Segment, Source, Unsupported
-from qtool.engine.lowering.table import byte_table
-from qtool.engine.tables import Table
 from qtool.ir import DType, Node
 from qtool.native import Kind, abi
 from qtool.ops import attrs_of
@@ -39,11 +37,11 @@ def lower_unary(segment: Segment, group: Group) -> None:
     """relu, sigmoid, hardswish and the like."""
     source, node = segment.source, group.host
     if source.qparams(node.outputs[0]) is not None:
-        return lower_table(segment, node, byte_table(source, node))
+        raise Unsupported("no function of one byte")
     source.need_float(*node.inputs, *node.outputs)
     kind, a, b = _formula(source, node)
     args = abi.make(abi.UnaryArgs, count=math.prod(segment.shape(node.inputs[0])), kind=kind, a=a, b=b)
-    return pointwise(segment, node, node.inputs[0], Kind.SUNARY, args)
+    pointwise(segment, group, node.inputs[0], Kind.SUNARY, args)
 
 
 def _formula(source: Source, node: Node) -> tuple[abi.Unary, float, float]:
@@ -55,22 +53,20 @@ def _formula(source: Source, node: Node) -> tuple[abi.Unary, float, float]:
     return FORMULAS[node.op](attrs_of(node))
 
 
-def lower_table(segment: Segment, node: Node, table: Table | None) -> None:
-    """A function of one byte."""
-    if table is None:
-        raise Unsupported("no function of one byte")
-    name = next(name for name in node.inputs if name and name not in segment.source.constants)
-    if segment.shape(name) != segment.shape(node.outputs[0]):
+def lower_table(segment: Segment, group: Group) -> None:
+    """A function of one byte, or several on end."""
+    name = next(name for name in group.host.inputs if name and name not in segment.source.constants)
+    if segment.shape(name) != segment.shape(group.output):
         raise Unsupported("a constant of a higher rank")
-    args = abi.make(abi.LutArgs, count=math.prod(segment.shape(name)), table=np.ascontiguousarray(table))
-    pointwise(segment, node, name, Kind.LUT, args)
+    table = np.ascontiguousarray(group.lut)
+    pointwise(segment, group, name, Kind.LUT, abi.make(abi.LutArgs, count=math.prod(segment.shape(name)), table=table))
 
 
-def pointwise(segment: Segment, node: Node, name: str, kind: Kind, args: abi.Args) -> None:
+def pointwise(segment: Segment, group: Group, name: str, kind: Kind, args: abi.Args) -> None:
     """An operator that does not care where an element lies."""
-    layout = ready_layout(segment, name, node.outputs[0])
+    layout = ready_layout(segment, name, group.output)
     read = segment.read(name, layout)
-    segment.emit(kind, (read,), segment.write(node.outputs[0], layout), args, in_place=True)
+    segment.emit(kind, (read,), segment.write(group.output, layout), args, in_place=True)
 
 
 def ready_layout(segment: Segment, name: str, output: str) -> Layout:

@@ -91,7 +91,8 @@ def _emit(segment: Segment, node: Node, average: bool, fields: Fields) -> None:
     fields["kind"] = abi.Pool.AVERAGE if average else abi.Pool.MAX
     quantized = source.qparams(out) is not None
     if quantized:
-        fields.update(_quantized(source, (source.per_tensor(x), source.per_tensor(out)), average))
+        arithmetic = Arithmetic.FLOAT_BIAS if "adaptive" in fields else source.arithmetic
+        fields.update(_quantized(arithmetic, (source.per_tensor(x), source.per_tensor(out)), average))
     else:
         source.need_float(x, out)
     read = segment.read(x, Layout.LAST)
@@ -99,11 +100,11 @@ def _emit(segment: Segment, node: Node, average: bool, fields: Fields) -> None:
     segment.emit(Kind.QPOOL if quantized else Kind.SPOOL, (read,), segment.write(out, Layout.LAST), args)
 
 
-def _quantized(source: Source, qparams: tuple[QParams, QParams], average: bool) -> Fields:
+def _quantized(arithmetic: Arithmetic, qparams: tuple[QParams, QParams], average: bool) -> Fields:
     x, out = qparams
     if not average and x != out:
         raise Unsupported("a maximum with other parameters than its input")
-    x_scale, out_scale = pool_scales(source.arithmetic, x, out) if average else (1.0, 1.0)
+    x_scale, out_scale = pool_scales(arithmetic, x, out) if average else (1.0, 1.0)
     return {
         "x_zero": offset_zero(x),
         "out_zero": offset_zero(out),

@@ -1,0 +1,111 @@
+"""The session against the reference, operator by operator: equal in int8, close in float, on every instruction set."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from int8_cases import MAKERS, Int8Case, feeds_of, graph_of
+from kernels import isas
+from op_cases import CASES, Case
+
+from qtool.engine import reference
+from qtool.engine.session import Session
+from qtool.ir import DType, Graph, Node, Value, constant
+from qtool.ops import infer_node
+
+pytestmark = pytest.mark.usefixtures("need_native")
+
+BACKENDS = ("fbgemm", "onednn", "qnnpack")
+SIGNED = ("add", "mul", "cat", "hardswish", "sigmoid", "relu6", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+NATIVE = {
+    *("linear", "conv1d", "conv2d", "conv2d_grouped", "conv2d_depthwise", "conv2d_add", "add", "mul", "cat"),
+    *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
+    *("max_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "quantize", "dequantize", "linear_dynamic"),
+}
+"""int8 operators that must not fall back but for one of these reasons."""
+REASONS = ("the weight is not quantized symmetrically", "padding_mode", "an average of int8 bins")
+
+
+def _check_int8(case: Int8Case, isa: str) -> str:
+    """The session's outputs are the reference's; gives why it did not run in native code, "" where it did."""
+    graph, feeds = graph_of(case), feeds_of(case)
+    expected = reference.run(graph, feeds)["y"]
+    session = Session(graph, isa=isa)
+    got = session.run(feeds)["y"]
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected, err_msg=f"{case} {dict(session.fallbacks)}")
+    return session.fallbacks.get("node", "")
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_int8_operators_have_the_bits_of_the_reference(name, backend, isa):
+    rng = np.random.default_rng(zlib.crc32(f"{name} {backend}".encode()))
+    reasons = {_check_int8(MAKERS[name](rng, backend), isa) for _ in range(8)} - {""}
+    if name in NATIVE:
+        assert all(reason.startswith(REASONS) for reason in reasons)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SIGNED)
+def test_int8_activations_have_the_bits_of_the_reference(name, backend, isa):
+    rng = np.random.default_rng(zlib.crc32(f"{name} {backend} signed".encode()))
+    reasons = {_check_int8(MAKERS[name](rng, backend, dtype=DType.INT8), isa) for _ in range(6)} - {""}
+    assert all(reason.startswith(REASONS) for reason in reasons)
+
+
+PARAMETERS = {"conv1d", "conv2d", "linear", "batch_norm", "layer_norm", "prelu", "embedding", "matmul"}
+"""Operators whose other inputs are parameters."""
+SKIPPED = {"quantize", "dequantize", "linear_dynamic"}
+FALL_BACK = {"embedding", "pad", "sum"}
+"""Operators that have no native form."""
+SELDOM = {*FALL_BACK, "mean"}
+"""And those that have one for few of their forms."""
+
+
+def _float_graph(case: Case, fixed: bool) -> Graph:
+    """The case as a graph of one node; ``fixed`` makes initializers of all inputs but the first."""
+    values, arrays, names = {}, {}, []
+    for position, array in enumerate(case.arrays):
+        names.append("" if array is None else f"i{position}")
+        if array is None:
+            continue
+        values[f"i{position}"] = constant(f"i{position}", array)
+        if position > 0 and (fixed or case.op in PARAMETERS):
+            arrays[f"i{position}"] = array
+    count = len(case.attrs["split_sizes"]) if case.op == "split" else 1
+    node = Node(case.op, "node", tuple(names), tuple(f"o{i}" for i in range(count)), case.attrs)
+    types = infer_node(node, [values[name].type if name else None for name in names])
+    for out, inferred in zip(node.outputs, types, strict=True):
+        values[out] = Value(out, inferred.dtype, inferred.shape)
+    fed = tuple(name for name in names if name and name not in arrays)
+    return Graph("case", fed, node.outputs, (node,), values, arrays)
+
+
+@pytest.mark.parametrize("op", sorted(set(CASES) - SKIPPED))
+def test_float_operators_are_close_to_the_reference(op):
+    native = []
+
+    @settings(max_examples=30)
+    @given(case=CASES[op], fixed=st.booleans(), isa=st.sampled_from(isas()))
+    def check(case: Case, fixed: bool, isa: str):
+        graph = _float_graph(case, fixed)
+        feeds = {name: case.arrays[int(name[1:])] for name in graph.inputs}
+        if any(array.size == 0 for array in feeds.values()):
+            return
+        expected = reference.run(graph, feeds)
+        session = Session(graph, isa=isa)
+        for name, got in session.run(feeds).items():
+            assert got.dtype == expected[name].dtype
+            np.testing.assert_allclose(got, expected[name], rtol=2e-5, atol=2e-5, err_msg=str(dict(session.fallbacks)))
+        native.append(not session.fallbacks)
+
+    check()
+    assert any(native) or op in SELDOM
+    assert not (all(native) and op in FALL_BACK)
