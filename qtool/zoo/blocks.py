@@ -28,14 +28,14 @@ class Window:
 
 
 class Net:
-    """Builds an image classifier: input ``x`` of shape (N, 3, image, image) in float32, output the logits.
+    """Builds an image classifier: input ``x`` of shape (N, channels, image, image) in float32, output the logits.
 
     Every layer method takes the value it reads and the module name, relative to the open scopes, and gives its output.
     """
 
-    def __init__(self, name: str, image: int) -> None:
+    def __init__(self, name: str, image: int, channels: int = 3) -> None:
         self._builder = Builder(name)
-        self.x = self._builder.input("x", ("N", 3, image, image))
+        self.x = self._builder.input("x", ("N", channels, image, image))
 
     def scope(self, part: str) -> AbstractContextManager[None]:
         return self._builder.scope(part)
@@ -97,10 +97,15 @@ class Net:
         """
         with self.scope(pool) if pool else nullcontext():
             pooled = self._builder.node("adaptive_avg_pool2d", [x], output_size=(1, 1))
-        flat = self._builder.node("flatten", [pooled], name="flatten")
-        with self.scope(fc):
-            weight = self._param("weight", (classes, self.channels(flat)))
-            logits = self._builder.node("linear", [flat, weight, self._param("bias", (classes,))])
+        return self.finish(self.linear(self.function("flatten", pooled), fc, classes))
+
+    def linear(self, x: str, name: str, out: int) -> str:
+        """A linear layer with bias on (N, features)."""
+        with self.scope(name):
+            weight = self._param("weight", (out, self.channels(x)))
+            return self._builder.node("linear", [x, weight, self._param("bias", (out,))])
+
+    def finish(self, logits: str) -> Graph:
         return self._builder.finish([logits])
 
     def _pool(self, op: str, x: str, window: Window, name: str = "") -> str:
