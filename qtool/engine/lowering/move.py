@@ -82,7 +82,9 @@ def lower_cat(segment: Segment, group: Group) -> None:
     dim = attrs_of(node).dim % len(segment.shape(out))
     start = 0
     for name in node.inputs:
-        table = requantize_table(source.per_tensor(name), qparams) if qparams is not None else None
+        table = None
+        if qparams is not None and source.per_tensor(name) != qparams:
+            table = requantize_table(source.per_tensor(name), qparams)
         read = segment.read(name, layout, direct=True)
         end = start + segment.shape(name)[dim]
         part = Part(segment, name, (dim, start, end), layout)

@@ -17,7 +17,8 @@ constexpr Row<const LayoutKernels*> kRows[] = {
 #undef QT_KERNEL
 };
 
-constexpr int64_t kTile = 64;          // rows and columns that are quantized together before they are transposed
+constexpr int64_t kTile = 64;          // rows that are quantized together before they are transposed
+constexpr int64_t kTileBytes = 4096;   // of them
 constexpr int64_t kChunk = 64 * 1024;  // elements or bytes a chunk
 
 constexpr int64_t chunks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -85,18 +86,19 @@ class QuantizeOp : public LayoutOp {
 
   // Columns first..last-1 of one [rows][cols] become rows of the target. What is transposed is always the bytes.
   void convert_strip(const Source* x, Target* y, int64_t first, int64_t last) const {
-    alignas(64) uint8_t tile[kTile * kTile];
-    for (int64_t c = first; c < last; c += kTile) {
+    alignas(64) uint8_t tile[kTileBytes];
+    const int64_t most = kTileBytes / least(kTile, args_.rows) / kTile * kTile;  // columns: of few rows more of them
+    for (int64_t c = first; c < last; c += most) {
       for (int64_t r = 0; r < args_.rows; r += kTile) {
-        const int64_t width = least(kTile, last - c), height = least(kTile, args_.rows - r);
+        const int64_t width = least(most, last - c), height = least(kTile, args_.rows - r);
         const Source* from = x + r * args_.cols + c;
         Target* to = y + c * args_.rows + r;
         if constexpr (Q) {
-          for (int64_t i = 0; i < height; i++) convert(from + i * args_.cols, tile + i * kTile, width);
-          kernels().transpose8(tile, kTile, to, args_.rows, height, width);
+          for (int64_t i = 0; i < height; i++) convert(from + i * args_.cols, tile + i * most, width);
+          kernels().transpose8(tile, most, to, args_.rows, height, width);
         } else {
-          kernels().transpose8(from, args_.cols, tile, kTile, height, width);
-          for (int64_t i = 0; i < width; i++) convert(tile + i * kTile, to + i * args_.rows, height);
+          kernels().transpose8(from, args_.cols, tile, height, height, width);
+          for (int64_t i = 0; i < width; i++) convert(tile + i * height, to + i * args_.rows, height);
         }
       }
     }
