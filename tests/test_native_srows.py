@@ -28,7 +28,7 @@ def _layer_norm(row, x, scale, shift, eps=1e-5, threads=1):
 
 def _check_softmax(row: native.KernelRow, x: np.ndarray) -> None:
     """The difference to the maximum is rounded (and exp wrong by as much, as is, on average, their sum), exp has 4 half
-    units, the sum of doubles none to speak of, then come its rounding and the product's. Subnormals have whole units."""
+    units, the sum of doubles nothing to speak of, its rounding and the product one each. Subnormals have whole ones."""
     wide = x.astype(np.float64)
     distance = wide - wide.max(axis=1, keepdims=True)
     powers = np.exp(distance)

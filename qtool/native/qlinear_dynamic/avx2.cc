@@ -71,7 +71,8 @@ template <int R, int V>
 static inline __attribute__((always_inline)) void finish(const QlinearDynamicTile& tile, const __m256i (&sum)[R][V]) {
   const __m256 low = _mm256_set1_ps(tile.low), high = _mm256_set1_ps(tile.high);
   UNROLL for (int v = 0; v < V; ++v) {
-    const __m256i lanes = first_lanes(tile.columns - v * kLanes);
+    const int left = tile.columns - v * kLanes;
+    const __m256i lanes = first_lanes(left);
     const __m256 scale = _mm256_load_ps(tile.scale + v * kLanes), bias = _mm256_load_ps(tile.bias + v * kLanes);
     const __m256i sums = _mm256_load_si256((const __m256i*)(tile.sums + v * kLanes));
     UNROLL for (int r = 0; r < R; ++r) {
@@ -80,7 +81,12 @@ static inline __attribute__((always_inline)) void finish(const QlinearDynamicTil
       const __m256 multiplier = _mm256_mul_ps(_mm256_set1_ps(tile.x_scale[r]), scale);
       __m256 y = tile.fused ? _mm256_fmadd_ps(acc, multiplier, bias) : _mm256_add_ps(_mm256_mul_ps(acc, multiplier), bias);
       y = _mm256_min_ps(high, _mm256_max_ps(low, y));  // in this order NaN passes
-      _mm256_maskstore_ps(tile.out + r * tile.pitch + v * kLanes, lanes, y);
+      float* out = tile.out + r * tile.pitch + v * kLanes;
+      if (left >= kLanes) {  // masked stores are slow on AMD
+        _mm256_storeu_ps(out, y);
+      } else {
+        _mm256_maskstore_ps(out, lanes, y);
+      }
     }
   }
 }

@@ -36,14 +36,19 @@ template <int R, int V>
 static inline __attribute__((always_inline)) void finish(const SconvTile& tile, const __m256 (&sum)[R][V]) {
   const __m256 low = _mm256_set1_ps(tile.low), high = _mm256_set1_ps(tile.high);
   UNROLL for (int v = 0; v < V; ++v) {
-    const __m256i lanes = first_lanes(tile.columns - v * kLanes);
+    const int left = tile.columns - v * kLanes;
+    const __m256i lanes = first_lanes(left);
     const __m256 bias = _mm256_load_ps(tile.bias + v * kLanes);
     UNROLL for (int r = 0; r < R; ++r) {
       const int64_t at = r * tile.pitch + v * kLanes;
       __m256 y = _mm256_add_ps(sum[r][v], bias);
       if (tile.residual != nullptr) y = _mm256_add_ps(y, _mm256_maskload_ps(tile.residual + at, lanes));
       y = _mm256_min_ps(high, _mm256_max_ps(low, y));  // in this order NaN passes
-      _mm256_maskstore_ps(tile.out + at, lanes, y);
+      if (left >= kLanes) {  // masked stores are slow on AMD
+        _mm256_storeu_ps(tile.out + at, y);
+      } else {
+        _mm256_maskstore_ps(tile.out + at, lanes, y);
+      }
     }
   }
 }

@@ -8,16 +8,26 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// All ones in the first `count` lanes.
+// All ones in the first `count` lanes, count < 8.
 static inline __m256i first_lanes(int64_t count) {
-  const int lanes = count < kLanes ? (int)count : kLanes;
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// Zeros outside of `lanes`; `other` there for the second.
-static inline __m256 load(const float* x, __m256i lanes) { return _mm256_maskload_ps(x, lanes); }
-static inline __m256 load_or(__m256 other, const float* x, __m256i lanes) {
-  return _mm256_blendv_ps(other, _mm256_maskload_ps(x, lanes), _mm256_castsi256_ps(lanes));
+// The first `left` numbers of x, at most 8; `rest` in the other lanes. Masks only where needed: they are slow on AMD.
+static inline __m256 load(const float* x, int64_t left, __m256 rest) {
+  if (left >= kLanes) return _mm256_loadu_ps(x);
+  const __m256i lanes = first_lanes(left);
+  return _mm256_blendv_ps(rest, _mm256_maskload_ps(x, lanes), _mm256_castsi256_ps(lanes));
+}
+
+static inline __m256 load(const float* x, int64_t left) { return load(x, left, _mm256_setzero_ps()); }
+
+static inline void store(float* y, int64_t left, __m256 value) {
+  if (left >= kLanes) {
+    _mm256_storeu_ps(y, value);
+  } else {
+    _mm256_maskstore_ps(y, first_lanes(left), value);
+  }
 }
 
 static inline __m256d low_half(__m256 x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
@@ -60,27 +70,23 @@ static inline __m256 exponential(__m256 x) {
 void softmax(const float* x, float* y, int64_t n) {
   const __m256 least = _mm256_set1_ps(-__builtin_inff());
   __m256 most = least;
-  for (int64_t i = 0; i < n; i += kLanes) most = _mm256_max_ps(load_or(least, x + i, first_lanes(n - i)), most);
+  for (int64_t i = 0; i < n; i += kLanes) most = _mm256_max_ps(load(x + i, n - i, least), most);
   most = _mm256_set1_ps(max_of(most));
   __m256d sums[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()};
   for (int64_t i = 0; i < n; i += kLanes) {
-    const __m256i lanes = first_lanes(n - i);
-    const __m256 e = exponential(_mm256_sub_ps(load_or(least, x + i, lanes), most));
+    const __m256 e = exponential(_mm256_sub_ps(load(x + i, n - i, least), most));
     sums[0] = _mm256_add_pd(sums[0], low_half(e));
     sums[1] = _mm256_add_pd(sums[1], high_half(e));
-    _mm256_maskstore_ps(y + i, lanes, e);
+    store(y + i, n - i, e);
   }
   const __m256 inverse = _mm256_set1_ps((float)(1 / sum_of(sums[0], sums[1])));
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const __m256i lanes = first_lanes(n - i);
-    _mm256_maskstore_ps(y + i, lanes, _mm256_mul_ps(load(y + i, lanes), inverse));
-  }
+  for (int64_t i = 0; i < n; i += kLanes) store(y + i, n - i, _mm256_mul_ps(load(y + i, n - i), inverse));
 }
 
 static inline double mean_of(const float* x, int64_t n) {
   __m256d sums[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()};
   for (int64_t i = 0; i < n; i += kLanes) {
-    const __m256 a = load(x + i, first_lanes(n - i));
+    const __m256 a = load(x + i, n - i);
     sums[0] = _mm256_add_pd(sums[0], low_half(a));
     sums[1] = _mm256_add_pd(sums[1], high_half(a));
   }
@@ -108,10 +114,9 @@ void layer_norm(const float* x, float* y, int64_t n, float eps, const float* sca
   const float whole = (float)mean;  // the mean in two floats: the first difference is exact where it cancels most
   const __m256 m = _mm256_set1_ps(whole), rest = _mm256_set1_ps((float)(mean - whole));
   for (int64_t i = 0; i < n; i += kLanes) {
-    const __m256i lanes = first_lanes(n - i);
-    const __m256 a = _mm256_sub_ps(_mm256_sub_ps(load(x + i, lanes), m), rest);
+    const __m256 a = _mm256_sub_ps(_mm256_sub_ps(load(x + i, n - i), m), rest);
     const __m256 b = _mm256_mul_ps(a, _mm256_set1_ps(inverse));
-    _mm256_maskstore_ps(y + i, lanes, _mm256_fmadd_ps(b, load(scale + i, lanes), load(shift + i, lanes)));
+    store(y + i, n - i, _mm256_fmadd_ps(b, load(scale + i, n - i), load(shift + i, n - i)));
   }
 }
 
