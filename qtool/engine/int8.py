@@ -27,7 +27,7 @@ from qtool.engine.requantize import (
 from qtool.engine.tables import offset, requantize_table, unary_table
 from qtool.errors import EngineError
 from qtool.ir import Array, QParams
-from qtool.ops import OpSpec, get
+from qtool.ops import OpSpec
 from qtool.ops.conv import convolve
 from qtool.ops.geometry import pad
 
@@ -181,9 +181,10 @@ def _unary(call: Call) -> tuple[Array, ...]:
 
 
 def _cat(call: Call) -> tuple[Array, ...]:
-    pieces = [
-        requantize_table(operand.params, call.out)[operand.offset] for operand in call.inputs if operand is not None
-    ]
+    if not call.quantized(len(call.inputs)):
+        return by_float(call)
+    operands = map(call.input, range(len(call.inputs)))
+    pieces = (requantize_table(operand.params, call.out)[operand.offset] for operand in operands)
     (joined,) = call.spec.reference(call.attrs, *pieces)
     return (stored(joined, call.out),)
 
@@ -275,6 +276,20 @@ def _softmax(call: Call) -> tuple[Array, ...]:
     return (call.out.quantize(np.asarray(y, np.float32)),)
 
 
+def _move(call: Call) -> tuple[Array, ...]:
+    """The largest number is the largest storage value, and what only moves about need not be converted."""
+    x = call.input(0)
+    if any(out != x.params for out in call.outputs):
+        return by_float(call)
+    return call.spec.reference(call.attrs, x.array)
+
+
+MOVES = (
+    *("max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d"),
+    *("identity", "dropout", "flatten", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "slice", "split"),
+)
+"""Operators whose float reference works on stored integers as well."""
+
 Define = Callable[[Call], tuple[Array, ...]]
 
 INT8: dict[str, Define] = {
@@ -297,7 +312,6 @@ INT8: dict[str, Define] = {
     "prelu": _prelu,
     "layer_norm": _layer_norm,
     "softmax": _softmax,
+    **dict.fromkeys(MOVES, _move),
 }
-"""The operators with a definition of their own here; pools and means are in ``int8_pool``."""
-
-assert all(get(name) for name in INT8)
+"""The operators with a definition of their own here; averages are in ``int8_pool``."""

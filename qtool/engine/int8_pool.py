@@ -1,7 +1,4 @@
-"""Averages of quantized tensors; sums of integers, divided once.
-
-Maxima need no definition: the largest number is the largest storage value, and the default finds it.
-"""
+"""Averages of quantized tensors: sums of integers, divided once."""
 
 from __future__ import annotations
 

@@ -94,6 +94,10 @@ def _sigmoid(x: Floats) -> Floats:
     return np.asarray(F32(1) / (F32(1) + _exp(-x)))
 
 
+def _tanh(x: Floats) -> Floats:
+    return np.tanh(x.astype(np.float64)).astype(np.float32)
+
+
 def _elu(x: Floats, alpha: float) -> Floats:
     below = np.expm1(np.minimum(x, F32(0)).astype(np.float64)).astype(np.float32)
     return np.where(x > 0, x, below * F32(alpha))
@@ -105,7 +109,7 @@ FUNCTIONS: dict[str, Callable[[Any, Floats], Floats]] = {
     "leaky_relu": lambda attrs, x: leaky_relu(x, attrs.negative_slope),
     "elu": lambda attrs, x: _elu(x, attrs.alpha),
     "sigmoid": lambda _, x: _sigmoid(x),
-    "tanh": lambda _, x: np.tanh(x.astype(np.float64)).astype(np.float32),
+    "tanh": lambda _, x: _tanh(x),
 }
 """Operators that compute, in float32, one operation after the other as ATen's QuantizedOpKernels.cpp does."""
 
@@ -123,7 +127,7 @@ def _qnnpack_table(op: str, x: QParams, out: QParams) -> Table | None:
     elif op == "sigmoid" and fixed == (1 / 256, 0):
         steps = F32(256) / (F32(1) + _exp(-value))
     elif op == "tanh" and fixed == (2 / 256, 128):
-        steps = np.asarray(128.0 * np.tanh(value.astype(np.float64)) + 128.0, np.float32)
+        steps = F32(128) * _tanh(value) + F32(128)
     else:
         return None
     return np.asarray(np.clip(np.rint(steps), 0, 255), np.uint8)
