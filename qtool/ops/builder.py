@@ -52,7 +52,7 @@ class Builder:
     def param(self, name: str, array: Array, qparams: QParams | None = None) -> str:
         """An initializer named ``<module path>.<name>``, as a state dict names it."""
         full = f"{self.path}.{name}" if self.path else name
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray would make a vector of a scalar
         self._add_value(constant(full, array, qparams))
         self._initializers[full] = array
         return full
