@@ -9,7 +9,6 @@ import qtool
 from qtool import native
 from qtool.engine import reference
 from qtool.ops import Builder
-from qtool.passes import lower_qdq
 from qtool.quantize.prepare import PrepareOptions
 from qtool.recipe.schema import Backend, Mode
 
@@ -71,7 +70,7 @@ def test_debug_gives_the_bits_of_int8(graph, batches):
     int8 = qtool.quantize(graph, qconfig, batches).graph
     assert any(node.op == "dequantize" and "weight" in node.name for node in debug.nodes)
     expected = qtool.Session(int8).run(batches[0])["fc"]
-    np.testing.assert_array_equal(qtool.Session(lower_qdq(debug)).run(batches[0])["fc"], expected)
+    np.testing.assert_array_equal(qtool.Session(debug).run(batches[0])["fc"], expected)
 
 
 def test_dynamic_needs_no_data(graph, batches):

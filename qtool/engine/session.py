@@ -28,6 +28,7 @@ from qtool.engine.program import (
 from qtool.engine.shapes import Sizes, concrete_shapes, nominal_shapes
 from qtool.errors import DataError, EngineError
 from qtool.ir import Array, Graph
+from qtool.ops.qdq import lower_qdq
 
 Engine = Literal["auto", "native", "reference"]
 PLANS_KEPT = 4
@@ -41,8 +42,9 @@ class Session:
     "avx512vnni" or None for the best that the CPU has. ``engine`` "auto" takes the reference where the native library
     is not there, "native" raises EngineError then, and "reference" never asks.
 
-    A plan is made for each set of input shapes when it is first met. ``run`` may be called from several threads; calls
-    take turns.
+    A graph with quantize and dequantize nodes around float operators (``debug: true``, or one that was imported) runs
+    as the int8 graph it stands for. A plan is made for each set of input shapes when it is first met. ``run`` may be
+    called from several threads; calls take turns.
     """
 
     def __init__(self, graph: Graph, threads: int = 1, isa: str | None = None, engine: Engine = "auto") -> None:
@@ -52,10 +54,10 @@ class Session:
             raise EngineError(f"got {threads} threads, expected at least 1")
         if engine == "native" and not native.available():
             raise EngineError(native.why_not())
-        self.graph = graph
+        self.graph = lower_qdq(graph) if graph.is_quantized else graph
         self.engine = "native" if engine != "reference" and native.available() else "reference"
         self._machine = Machine(native.choose_isa(isa), threads) if self.engine == "native" else None
-        self._constants = constant_values(graph)
+        self._constants = constant_values(self.graph)
         self._cache: dict[tuple[str, str], Array] = {}
         self._plans: OrderedDict[tuple[Sizes, ...], list[Part]] = OrderedDict()
         self._lock = threading.Lock()

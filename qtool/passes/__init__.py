@@ -8,14 +8,15 @@ from typing import Any
 
 from qtool.errors import ModelError
 from qtool.ir import Graph, Json
+from qtool.ir.rewrite import drop_dead
 from qtool.ir.verify import verify
 from qtool.ops.check import check_types
-from qtool.passes.clean import drop_dead, drop_identities, fold_constants
+from qtool.ops.qdq import float_names, lower_qdq, quantized_name
+from qtool.passes.clean import drop_identities, fold_constants
 from qtool.passes.fold_bn import fold_batch_norm
 from qtool.passes.fuse_activation import fuse_clamp, fuse_relu
 from qtool.passes.fuse_lists import fuse_lists
 from qtool.passes.fuse_residual import fuse_residual
-from qtool.passes.lower_qdq import float_names, lower_qdq, quantized_name
 
 __all__ = ["Fusion", "clean", "float_names", "fuse", "lower_qdq", "optimize", "quantized_name", "run_passes"]
 

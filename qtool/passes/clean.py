@@ -28,17 +28,6 @@ def drop_identities(graph: Graph) -> Graph:
     return remake(graph, rewire(kept, renamed)) if renamed else graph
 
 
-def drop_dead(graph: Graph) -> Graph:
-    """Removes nodes whose outputs nobody reads."""
-    needed = set(graph.outputs)
-    kept: list[Node] = []
-    for node in reversed(graph.nodes):
-        if needed.intersection(node.outputs):
-            needed.update(node.inputs)
-            kept.append(node)
-    return remake(graph, reversed(kept))
-
-
 def fold_constants(graph: Graph) -> Graph:
     """Evaluates nodes of which all inputs are initializers, with the operator's reference."""
     known: dict[str, Array] = dict(graph.initializers)

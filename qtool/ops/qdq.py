@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from qtool.ir import Array, Graph, Node, Value, remake
-from qtool.ops import OpSpec, QuantRule, get, keeps_parameters
-from qtool.passes.clean import drop_dead
+from qtool.ir.rewrite import drop_dead
+from qtool.ops.check import keeps_parameters
+from qtool.ops.registry import OpSpec, QuantRule, get
 
 
 def lower_qdq(graph: Graph) -> Graph:
