@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
-from qtool.engine import reference
+from qtool.engine import int8, reference
+from qtool.engine.requantize import arithmetic_of
 from qtool.ir import Array, Attr, DType, Graph, Node, QParams, Value
-from qtool.ops import infer_node
+from qtool.ops import attrs_of, get, infer_node
 
 Rng = np.random.Generator
 F32 = np.float32
@@ -67,6 +69,26 @@ def feeds_of(case: Int8Case) -> dict[str, Array]:
 def evaluate(case: Int8Case) -> Array:
     """What the reference makes of the case."""
     return reference.run(graph_of(case), feeds_of(case))["y"]
+
+
+def call_of(case: Int8Case) -> int8.Call:
+    """The case as the call of its definition."""
+    operands = tuple(None if o is None else int8.Operand(o.array, o.qparams) for o in case.operands)
+    outputs = () if case.out is None else (case.out,)
+    attrs = attrs_of(graph_of(case).nodes[0])
+    return int8.Call(get(case.op), attrs, arithmetic_of(case.backend), operands, outputs)
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def some_params(draw: Callable[..., Any], dtype: DType | None = None) -> QParams:
+    """Parameters for hypothesis, of a wide range of scales."""
+    dtype = dtype or draw(st.sampled_from([DType.UINT8, DType.INT8]))
+    info = np.iinfo(dtype.value)
+    scale = draw(st.floats(2.0**-20, 2.0**20, width=32))
+    return QParams.per_tensor(scale, draw(st.integers(info.min, info.max)), dtype)
 
 
 # ---- parts of cases ----------------------------------------------------------------------------------------------

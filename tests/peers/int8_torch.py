@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from int8_cases import F32, Int8Case, Operand
+from int8_cases import F32, MAKERS, Int8Case, Operand
 
 from qtool.ir import Array, DType, QParams
 
@@ -127,6 +127,62 @@ OPERATORS: dict[str, Callable[[Int8Case, list[Any], tuple[float, int]], torch.Te
     "quantize": lambda c, x, out: torch.quantize_per_tensor(x[0], *out, QDTYPES[c.out.dtype]),
     "dequantize": lambda _, x, __: x[0].dequantize(),
 }
+
+
+CASES = 300
+"""A family and engine."""
+FAMILIES = [name for name in MAKERS if name != "conv2d_add"]
+PICTURES = {"conv1d", "conv2d", "conv2d_grouped", "conv2d_depthwise", "cat", "max_pool2d", "avg_pool2d"}
+PICTURES |= {"adaptive_avg_pool2d", "conv2d_add"}
+"""Families that are given in NHWC, as quantized convolutions leave their outputs."""
+EXACT_BITS = 8 if VNNI else 7
+"""Without VNNI FBGEMM multiplies by ``vpmaddubsw``, which saturates with activations of 8 bits."""
+
+
+def cases(family: str, backend: str, count: int = CASES, **more: Any) -> Iterator[Int8Case]:
+    rng = np.random.default_rng([ord(letter) for letter in family + backend])
+    for _ in range(count):
+        yield MAKERS[family](rng, backend, **more)
+
+
+def peer(case: Int8Case, family: str = "") -> Array:
+    return run(case, (family or case.op) in PICTURES)
+
+
+def same(case: Int8Case, got: Array, expected: Array) -> None:
+    """Equal in every bit; floats too."""
+    assert got.dtype == expected.dtype, case
+    assert got.shape == expected.shape, case
+    bits = f"u{got.itemsize}"
+    different = int((np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(expected).view(bits)).sum())
+    assert different == 0, f"{different} of {got.size} differ: {case}"
+
+
+def documented(case: Int8Case, family: str) -> bool:
+    """Cases that are not exact, each with a test of its own."""
+    if family == "conv2d_depthwise" and case.backend == "fbgemm":
+        return fbgemm_depthwise(case)
+    if family.startswith("max_pool") and case.backend == "qnnpack":
+        return max(case.attrs["dilation"]) > 1 and case.attrs["padding"] != ((0, 0),) * len(case.attrs["padding"])
+    return False
+
+
+def fbgemm_depthwise(case: Int8Case) -> bool:
+    """Whether FBGEMM has a kernel of its own for a depthwise convolution."""
+    weight, attrs = case.operands[1].array, case.attrs
+    kernel = weight.shape[2:]
+    same_padding = attrs["padding"] == tuple((size // 2, size // 2) for size in kernel)
+    plain = attrs["stride"] in ((1, 1), (2, 2)) and attrs.get("dilation", (1, 1)) == (1, 1)
+    return (
+        kernel in ((3, 3), (5, 5)) and len(weight) % 8 == 0 and len(weight) == attrs["groups"] and same_padding & plain
+    )
+
+
+def onednn_can(case: Int8Case) -> bool:
+    """oneDNN crashes, or computes nonsense, where a padding is as large as the kernel, and with some dilations."""
+    kernel = case.operands[1].array.shape[2:]
+    fits = all(before < size for (before, _), size in zip(case.attrs["padding"], kernel, strict=True))
+    return fits and max(case.attrs.get("dilation", (1,))) == 1
 
 
 def scalar_dequantize(operand: Operand) -> Array:
