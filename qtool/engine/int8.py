@@ -201,7 +201,7 @@ def _prelu(call: Call) -> tuple[Array, ...]:
     steps, slope = x.centred(), weight.centred()
     if slope.size > 1:
         slope = slope.reshape(-1, *([1] * (steps.ndim - 2)))
-    products = np.maximum(steps, F32(0)) * one + np.minimum(steps, F32(0)) * slope.reshape(slope.shape or ())
+    products = np.maximum(steps, F32(0)) * one + np.minimum(steps, F32(0)) * slope
     return (_quantize_steps(products * multiplier, out),)
 
 
