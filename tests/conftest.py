@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,8 +44,19 @@ def _uncovered() -> list[str]:
     return [r.name for r in native.kernels() if r.isa in usable and r.name not in kernels.covered]
 
 
-def _is_whole_run(config: pytest.Config) -> bool:
-    """Whether everything was asked for: part of the tests need not cover all kernels."""
+def _problem() -> str:
+    """What is wrong with the coverage of a whole run; "" where nothing is."""
+    if native.available():
+        missing = _uncovered()
+        return f"no test ran {', '.join(missing)}" if missing else ""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    return f"the native library was not built, although there is {compiler}" if compiler else ""
+
+
+def _is_whole_run(config: pytest.Config, exitstatus: int) -> bool:
+    """Whether everything was asked for, and ran to the end: part of the tests need not cover all kernels."""
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return False
     chosen = {(config.invocation_params.dir / arg).resolve() for arg in config.args}
     narrowed = config.option.keyword or config.option.markexpr not in ("", "not peers") or config.option.collectonly
     rerun = getattr(config.option, "lf", False) or getattr(config.option, "stepwise", False)
@@ -53,12 +65,11 @@ def _is_whole_run(config: pytest.Config) -> bool:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A kernel that is never run fails the session: SIMD that is switched off unseen is a regression like another."""
-    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    if ended and _is_whole_run(session.config) and native.available() and _uncovered():
+    if _is_whole_run(session.config, exitstatus) and _problem():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Says which qtool was tested and which instruction sets."""
     import kernels
 

@@ -194,23 +194,23 @@ def test_copy_of_strided_rows(row, table):
             np.testing.assert_array_equal(got[r * out_stride :][:width], expected)
 
 
-def test_nothing_is_read_or_written_past_the_arrays_of_the_caller():
+@pytest.mark.parametrize("row", ROWS)
+def test_nothing_is_read_or_written_past_the_arrays_of_the_caller(row):
     """Arrays that end where a page ends; one byte more would be a segmentation fault."""
-    for row in (param.values[0] for param in ROWS):
-        for channels, pixels in [(3, 50), (64, 65), (1, 7), (17, 16)]:
-            x = _page_end(channels * pixels * 4, np.float32).reshape(channels, pixels)
-            x[:] = np.random.default_rng(5).normal(size=x.shape)
-            q = _page_end(channels * pixels, np.uint8).reshape(pixels, channels)
-            y = _page_end(channels * pixels * 4, np.float32).reshape(channels, pixels)
-            fields = {"outer": 1, "transpose": 1, "zero_point": 9, "scale": 0.01}
-            there = abi.make(abi.QuantizeArgs, rows=channels, cols=pixels, **fields)
-            back = abi.make(abi.QuantizeArgs, rows=pixels, cols=channels, **fields)
-            ops = [Op(Kind.QUANTIZE, (0,), 1, there, row.name), Op(Kind.DEQUANTIZE, (1,), 2, back, row.name)]
-            buffers = [Buffer(x.nbytes), Buffer(q.nbytes), Buffer(y.nbytes)]
-            Plan(ops, buffers, 0, isa=row.isa).run(x, q, y)
-            qparams = QParams.per_tensor(0.01, 9, DType.UINT8)
-            np.testing.assert_array_equal(q, qparams.quantize(x).T)
-            np.testing.assert_array_equal(y, qparams.dequantize(q).T)
+    for channels, pixels in [(3, 50), (64, 65), (1, 7), (17, 16)]:
+        x = _page_end(channels * pixels * 4, np.float32).reshape(channels, pixels)
+        x[:] = np.random.default_rng(5).normal(size=x.shape)
+        q = _page_end(channels * pixels, np.uint8).reshape(pixels, channels)
+        y = _page_end(channels * pixels * 4, np.float32).reshape(channels, pixels)
+        fields = {"outer": 1, "transpose": 1, "zero_point": 9, "scale": 0.01}
+        there = abi.make(abi.QuantizeArgs, rows=channels, cols=pixels, **fields)
+        back = abi.make(abi.QuantizeArgs, rows=pixels, cols=channels, **fields)
+        ops = [Op(Kind.QUANTIZE, (0,), 1, there, row.name), Op(Kind.DEQUANTIZE, (1,), 2, back, row.name)]
+        buffers = [Buffer(x.nbytes), Buffer(q.nbytes), Buffer(y.nbytes)]
+        Plan(ops, buffers, 0, isa=row.isa).run(x, q, y)
+        qparams = QParams.per_tensor(0.01, 9, DType.UINT8)
+        np.testing.assert_array_equal(q, qparams.quantize(x).T)
+        np.testing.assert_array_equal(y, qparams.dequantize(q).T)
 
 
 def _page_end(size: int, dtype: type) -> np.ndarray:
