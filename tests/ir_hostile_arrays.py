@@ -32,9 +32,9 @@ def an_array_of_text(good):
     return repacked(good, weight=npy(np.array(["a", "b"])))
 
 
-@hostile("element type uint16; expected one of")
+@hostile("element type '<c8'; expected plain numbers or bool")
 def an_unsupported_element_type(good):
-    return repacked(good, weight=npy(np.zeros(3, np.uint16)))
+    return repacked(good, weight=npy(np.zeros(3, np.complex64)))
 
 
 @hostile("is big-endian")

@@ -73,9 +73,9 @@ def a_graph_of_forty_megabytes(good):
     return repacked(good, graph=graph_member(b" " * 40_000_000))
 
 
-@edit("schema is 'qtool.graph/2'; this version")
+@edit("schema is 'qtool.graph/3'; this version")
 def a_later_schema(doc):
-    doc["schema"] = "qtool.graph/2"
+    doc["schema"] = "qtool.graph/3"
 
 
 @edit("unknown entry 'extra'")
@@ -98,7 +98,7 @@ def another_backend(doc):
     doc["backend"] = "tpu"
 
 
-@edit("at most 100000 and")
+@edit("200000 nodes; at most 100000 are read")
 def too_many_nodes(doc):
     doc["nodes"] = [0] * 200_000
 

@@ -49,6 +49,12 @@ def nested(depth: int) -> tuple:
     return () if depth == 0 else (nested(depth - 1),)
 
 
+def with_body(graph: Graph, body: Graph, depth: int = 1) -> Graph:
+    """The last node carries the body, which carries itself, and so on."""
+    inner = body if depth == 1 else with_body(body, body, depth - 1)
+    return with_node(graph, len(graph.nodes) - 1, graphs={"body": inner})
+
+
 FLOAT_BREAKS: dict[str, tuple[str, Break]] = {
     "too many nodes": ("nodes; at most", lambda g: replace(g, nodes=g.nodes * (MAX_NODES // len(g.nodes) + 1))),
     "unknown backend": ("backend 'tpu' is not known", lambda g: replace(g, backend="tpu")),
@@ -75,6 +81,10 @@ FLOAT_BREAKS: dict[str, tuple[str, Break]] = {
     "self loop": ("reads 'act' before clamp 'act' makes it", lambda g: with_node(g, 1, inputs=("act",))),
     "wrong order": ("before linear 'fc1' makes it", lambda g: replace(g, nodes=g.nodes[::-1][2:] + g.nodes[2:])),
     "not made": ("no array and no node makes", lambda g: replace(g, inputs=())),
+    "deep bodies": ("nested deeper than 8", lambda g: with_body(g, float_graph(), 9)),
+    "bodies with meta": ("has meta data", lambda g: with_body(g, replace(float_graph(), meta={"a": 1}))),
+    "broken body": ("body 'body': two nodes are", lambda g: with_body(g, with_node(float_graph(), 1, name="fc1"))),
+    "body without a name": ("the name of a body", lambda g: with_node(g, 0, graphs={"": float_graph()})),
     "unread array": (
         "initializer 'two' is read by no node",
         lambda g: with_node(g, 3, inputs=("fc2", "mask", "index")),
@@ -218,7 +228,8 @@ def test_remake_adds_what_is_new():
 
 def test_element_types():
     assert DType.of(np.zeros(1, np.int8)) is DType.INT8
-    assert [t for t in DType if t.is_float] == [DType.FLOAT32, DType.FLOAT64]
+    assert [t for t in DType if t.is_float] == [DType.FLOAT32, DType.FLOAT64, DType.FLOAT16]
+    assert {t.numpy.name for t in DType} == {t.value for t in DType}
     with pytest.raises(ModelError, match="complex128 is not supported"):
         DType.of(np.zeros(1, complex))
 

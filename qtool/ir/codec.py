@@ -7,8 +7,8 @@ Scales and zero points of per-channel parameters go to two tables shared by the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -17,11 +17,23 @@ from numpy.typing import NDArray
 
 from qtool.errors import ModelError
 from qtool.ir.graph import Array, Attr, Graph, Json, Node, Value
-from qtool.ir.limits import INT64, MAX_ATTR_DEPTH, MAX_CHANNELS, MAX_META_DEPTH, MAX_NODES, MAX_VALUES, shown
+from qtool.ir.limits import (
+    INT64,
+    MAX_ATTR_DEPTH,
+    MAX_BODIES,
+    MAX_CHANNELS,
+    MAX_GRAPH_DEPTH,
+    MAX_META_DEPTH,
+    MAX_NODES,
+    MAX_VALUES,
+    shown,
+)
 from qtool.ir.types import Dim, DType, QParams
 from qtool.ir.verify import ARITHMETICS
 
 SCHEMA = "qtool.graph/1"
+SCHEMA_WITH_BODIES = "qtool.graph/2"
+"""Of a graph with control flow: nodes have an entry "graphs". A graph without is written as before."""
 
 _T = TypeVar("_T")
 _Object = dict[str, Json]
@@ -40,20 +52,42 @@ class Tables:
 
 def encode(graph: Graph, writer: str) -> tuple[Json, Tables]:
     """The JSON of a verified graph and the tables it refers to. ``writer`` names the program and its version."""
-    scales, zero_points = _Pool(np.dtype(np.float32)), _Pool(np.dtype(np.int32))
+    pools = _Pools(_Pool(np.dtype(np.float32)), _Pool(np.dtype(np.int32)))
+    has_bodies = any(node.graphs for node in graph.nodes)
     document: _Object = {
-        "schema": SCHEMA,
+        "schema": SCHEMA_WITH_BODIES if has_bodies else SCHEMA,
         "writer": writer,
+        **_encode_head(graph),
+        "meta": _plain_meta(graph.meta, "meta", MAX_META_DEPTH),
+        **_encode_content(graph, pools),
+    }
+    return document, Tables(pools.scales.joined(), pools.zero_points.joined())
+
+
+def bodies_of(graph: Graph) -> list[Graph]:
+    """The bodies of control flow, those within bodies too, in the order in which the JSON has them."""
+    found: list[Graph] = []
+    for node in graph.nodes:
+        for body in node.graphs.values():
+            found += [body, *bodies_of(body)]
+    return found
+
+
+def _encode_head(graph: Graph) -> _Object:
+    return {
         "name": graph.name,
         "backend": graph.backend,
         "arithmetic": ARITHMETICS[graph.backend],
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
-        "meta": _plain_meta(graph.meta, "meta", MAX_META_DEPTH),
-        "values": {value.name: _encode_value(value, scales, zero_points) for value in graph.values.values()},
-        "nodes": [_encode_node(node) for node in graph.nodes],
     }
-    return document, Tables(scales.joined(), zero_points.joined())
+
+
+def _encode_content(graph: Graph, pools: _Pools) -> _Object:
+    return {
+        "values": {value.name: _encode_value(value, pools) for value in graph.values.values()},
+        "nodes": [_encode_node(node, pools) for node in graph.nodes],
+    }
 
 
 class _Pool:
@@ -76,7 +110,13 @@ class _Pool:
         return np.frombuffer(b"".join(self._places), self._dtype)
 
 
-def _encode_value(value: Value, scales: _Pool, zero_points: _Pool) -> Json:
+@dataclass(frozen=True)
+class _Pools:
+    scales: _Pool
+    zero_points: _Pool
+
+
+def _encode_value(value: Value, pools: _Pools) -> Json:
     encoded: _Object = {"dtype": value.dtype.value, "shape": list(value.shape)}
     qparams = value.qparams
     if qparams is None:
@@ -88,8 +128,8 @@ def _encode_value(value: Value, scales: _Pool, zero_points: _Pool) -> Json:
     return {
         **encoded,
         "axis": qparams.axis,
-        "scale": scales.place(qparams.scale),
-        "zero_point": first if constant else zero_points.place(qparams.zero_point),
+        "scale": pools.scales.place(qparams.scale),
+        "zero_point": first if constant else pools.zero_points.place(qparams.zero_point),
     }
 
 
@@ -99,7 +139,7 @@ def short_float32(number: np.float32) -> float:
     return short if np.float32(short) == number else float(number)
 
 
-def _encode_node(node: Node) -> Json:
+def _encode_node(node: Node, pools: _Pools) -> Json:
     encoded: _Object = {
         "op": node.op,
         "name": node.name,
@@ -110,6 +150,9 @@ def _encode_node(node: Node) -> Json:
         encoded["attrs"] = {name: _encode_attr(attr) for name, attr in node.attrs.items()}
     if node.scope:
         encoded["scope"] = node.scope
+    if node.graphs:
+        bodies = node.graphs.items()
+        encoded["graphs"] = {name: {**_encode_head(body), **_encode_content(body, pools)} for name, body in bodies}
     return encoded
 
 
@@ -143,36 +186,88 @@ def _plain_meta(value: object, where: str, depth: int) -> Json:
 # ---------------------------------------------------------------------------------------------------- JSON -> graph
 
 
-def decode(document: Json, arrays: Mapping[str, Array], tables: Tables) -> Graph:
-    """The graph of a JSON document; ModelError where its form is wrong. The graph is not verified yet."""
+def decode(document: Json, arrays: Sequence[Mapping[str, Array]], tables: Tables) -> Graph:
+    """The graph of a JSON document; ModelError where its form is wrong. The graph is not verified yet.
+
+    ``arrays`` holds the initializers of the graph and of each of its bodies, in the order of ``bodies_of``.
+    """
     root = _Reader(document, "the graph")
     schema = root.take("schema", str)
-    if schema != SCHEMA:
-        raise ModelError(f"its schema is {shown(schema)}; this version of qtool reads {SCHEMA}")
+    if schema not in (SCHEMA, SCHEMA_WITH_BODIES):
+        expected = f"{SCHEMA} and {SCHEMA_WITH_BODIES}"
+        raise ModelError(f"its schema is {shown(schema)}; this version of qtool reads {expected}")
     root.take("writer", str)
-    backend = root.take("backend", str)
-    arithmetic = root.take("arithmetic", str)
-    if ARITHMETICS.get(backend) != arithmetic:
-        raise ModelError(
-            f"backend {shown(backend)} with arithmetic {shown(arithmetic)} is not known to this version of qtool"
+    meta = _meta(root.take("meta", dict))
+    decoder = _Decoder(arrays, tables, MAX_GRAPH_DEPTH if schema == SCHEMA_WITH_BODIES else 0)
+    graph = decoder.graph(root, decoder.depth)
+    if decoder.begun < len(arrays):
+        raise ModelError(f"it has arrays of {len(arrays) - 1} bodies; the graph has {decoder.begun - 1}")
+    return replace(graph, meta=MappingProxyType(meta))
+
+
+class _Decoder:
+    """Reads graphs within graphs; counts what must be bounded for all of them together."""
+
+    def __init__(self, arrays: Sequence[Mapping[str, Array]], tables: Tables, depth: int) -> None:
+        self.depth = depth
+        self.begun = 0
+        self._arrays = arrays
+        self._tables = tables
+        self._counts = {"nodes": 0, "values": 0, "quantization parameters": 0}
+
+    def graph(self, root: _Reader, depth: int) -> Graph:
+        backend = root.take("backend", str)
+        arithmetic = root.take("arithmetic", str)
+        if ARITHMETICS.get(backend) != arithmetic:
+            raise ModelError(
+                f"backend {shown(backend)} with arithmetic {shown(arithmetic)} is not known to this version of qtool"
+            )
+        values, nodes = root.take("values", dict), root.take("nodes", list)
+        self._count("nodes", len(nodes), MAX_NODES)
+        self._count("values", len(values), MAX_VALUES)
+        arrays = self._own_arrays()
+        graph = Graph(
+            name=root.take("name", str),
+            inputs=root.texts("inputs"),
+            outputs=root.texts("outputs"),
+            nodes=tuple(self._node(node, f"node {i}", depth) for i, node in enumerate(nodes)),
+            values=self._values(values),
+            initializers=MappingProxyType(dict(arrays)),
+            backend=backend,
         )
-    values, nodes = root.take("values", dict), root.take("nodes", list)
-    if len(values) > MAX_VALUES or len(nodes) > MAX_NODES:
-        raise ModelError(
-            f"it has {len(nodes)} nodes and {len(values)} values; at most {MAX_NODES} and {MAX_VALUES} are read"
-        )
-    graph = Graph(
-        name=root.take("name", str),
-        inputs=root.texts("inputs"),
-        outputs=root.texts("outputs"),
-        nodes=tuple(_decode_node(node, f"node {i}") for i, node in enumerate(nodes)),
-        values=_decode_values(values, tables),
-        initializers=MappingProxyType(dict(arrays)),
-        backend=backend,
-        meta=MappingProxyType(_meta(root.take("meta", dict))),
-    )
-    root.finish()
-    return graph
+        root.finish()
+        return graph
+
+    def _own_arrays(self) -> Mapping[str, Array]:
+        number = self.begun
+        self.begun += 1
+        if self.begun > MAX_BODIES:
+            raise ModelError(f"it has more than {MAX_BODIES} bodies of control flow")
+        return self._arrays[number] if number < len(self._arrays) else {}
+
+    def _count(self, what: str, more: int, most: int) -> None:
+        self._counts[what] += more
+        if self._counts[what] > most:
+            raise ModelError(f"it has {self._counts[what]} {what}; at most {most} are read")
+
+    def _values(self, encoded: _Object) -> Mapping[str, Value]:
+        decoded = {}
+        for name, value in encoded.items():
+            decoded[name] = made = _decode_value(name, value, self._tables)
+            # A constant zero point is short in the file and long in memory, so the bound is held on the way.
+            self._count("quantization parameters", made.qparams.scale.size if made.qparams else 0, MAX_CHANNELS)
+        return MappingProxyType(decoded)
+
+    def _node(self, encoded: Json, where: str, depth: int) -> Node:
+        reader = _Reader(encoded, where)
+        bodies = reader.take("graphs", dict) if self.depth and reader.has("graphs") else {}
+        node = _decode_node(reader, where)
+        if bodies and depth == 0:
+            raise ModelError(f"{where} has bodies nested deeper than {MAX_GRAPH_DEPTH} levels")
+        graphs = {
+            name: self.graph(_Reader(body, f"{where}, body {shown(name)},"), depth - 1) for name, body in bodies.items()
+        }
+        return replace(node, graphs=MappingProxyType(graphs)) if graphs else node
 
 
 class _Reader:
@@ -213,17 +308,6 @@ class _Reader:
 
 
 _KINDS: Mapping[type, str] = {str: "text", int: "an integer", dict: "an object", list: "a list"}
-
-
-def _decode_values(encoded: _Object, tables: Tables) -> Mapping[str, Value]:
-    decoded, channels = {}, 0
-    for name, value in encoded.items():
-        decoded[name] = made = _decode_value(name, value, tables)
-        # A constant zero point is short in the file and long in memory, so the bound is held on the way.
-        channels += made.qparams.scale.size if made.qparams else 0
-        if channels > MAX_CHANNELS:
-            raise ModelError(f"it has more than {MAX_CHANNELS} quantization parameters")
-    return MappingProxyType(decoded)
 
 
 def _decode_value(name: str, encoded: Json, tables: Tables) -> Value:
@@ -277,8 +361,7 @@ def _slice(place: Json, table: NDArray[Any], where: str) -> NDArray[Any]:
     raise ModelError(f"{where} is {shown(place)}; expected [start, count] within a table of {table.size}")
 
 
-def _decode_node(encoded: Json, where: str) -> Node:
-    reader = _Reader(encoded, where)
+def _decode_node(reader: _Reader, where: str) -> Node:
     name = reader.take("name", str)
     attrs = reader.take("attrs", dict) if reader.has("attrs") else {}
     node = Node(

@@ -40,6 +40,8 @@ class Node:
     """One operator. ``inputs`` holds value names, ``""`` for an optional input left out.
 
     ``scope`` is the module path, such as ``layer1.0.conv1``: the keys of ``qconfig_dict`` are matched on it.
+    ``graphs`` are the bodies of ``if``, ``loop`` and ``scan``. They are closed: whatever a body reads from outside is an
+    input of the node and of the body.
     """
 
     op: str
@@ -48,6 +50,7 @@ class Node:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Attr] = field(default_factory=lambda: EMPTY)
     scope: str = ""
+    graphs: Mapping[str, Graph] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,14 @@ class Graph:
         return bool(self.backend)
 
     def parameter_bytes(self) -> int:
-        return sum(array.nbytes for array in self.initializers.values())
+        """Those of the bodies included."""
+        own = sum(array.nbytes for array in self.initializers.values())
+        return own + sum(body.parameter_bytes() for node in self.nodes for body in node.graphs.values())
+
+    def type_of(self, name: str) -> TensorType:
+        """What the operators see of a value; with the array of a constant that is not quantized."""
+        value = self.values[name]
+        return TensorType(value.type.dtype, value.shape, None if value.qparams else self.initializers.get(name))
 
 
 def remake(

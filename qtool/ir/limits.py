@@ -28,6 +28,9 @@ MAX_TEXT = 65_536
 """Length of an attribute's text."""
 MAX_ATTR_DEPTH = 8
 MAX_META_DEPTH = 32
+MAX_GRAPH_DEPTH = 8
+"""Bodies within bodies: the graph itself is the first level."""
+MAX_BODIES = 10_000
 INT64 = range(-(1 << 63), 1 << 63)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from qtool.errors import ModelError, OutputError
-from qtool.ir.codec import Tables, decode, encode
+from qtool.ir.codec import Tables, bodies_of, decode, encode
 from qtool.ir.files import atomic_write
 from qtool.ir.graph import Array, Graph
 from qtool.ir.jsontext import read_json, write_json
@@ -25,7 +25,8 @@ from qtool.ir.zipwriter import write_archive
 
 GRAPH, SCALES, ZERO_POINTS = "@graph.npy", "@scales.npy", "@zero_points.npy"
 """Members that are no initializers: ``@`` is escaped in the names of those."""
-_ELEMENT_TYPES = tuple(dtype.value for dtype in DType)
+_BODY = re.compile(r"@body([1-9][0-9]{0,4})\.(.+)", re.DOTALL)
+"""Begins the name of an initializer of a body: the number of the body, from 1, in the order of the JSON."""
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -73,8 +74,9 @@ def load(path: str | os.PathLike[str], *, check_sums: bool = True) -> Graph:
         if check_sums:
             for name in archive.members:
                 archive.check_sum(name)
-        for name, array in graph.initializers.items():
-            _check_bool(name, array)
+        for one in (graph, *bodies_of(graph)):
+            for name, array in one.initializers.items():
+                _check_bool(name, array)
         return graph
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -91,6 +93,8 @@ def _members(graph: Graph) -> list[tuple[str, Array]]:
     members: list[tuple[str, Array]] = [(GRAPH, np.frombuffer(text, np.uint8))]
     members += [(n, t) for n, t in ((SCALES, tables.scales), (ZERO_POINTS, tables.zero_points)) if t.size]
     members += [(_member_name(name), array) for name, array in graph.initializers.items()]
+    for number, body in enumerate(bodies_of(graph), 1):
+        members += [(f"@body{number}.{_member_name(name)}", array) for name, array in body.initializers.items()]
     return members
 
 
@@ -107,12 +111,19 @@ def _read(archive: Archive) -> Graph:
     text = _special(archive, GRAPH, DType.UINT8)
     document = read_json(text.tobytes(), "its graph") if text.size <= MAX_JSON_BYTES else _refuse_long(text.size)
     tables = Tables(_special(archive, SCALES, DType.FLOAT32), _special(archive, ZERO_POINTS, DType.INT32))
-    arrays = {
-        _value_name(member): _initializer(archive, member)
-        for member in archive.members
-        if member not in (GRAPH, SCALES, ZERO_POINTS)
-    }
-    return decode(document, arrays, tables)
+    return decode(document, _arrays(archive), tables)
+
+
+def _arrays(archive: Archive) -> list[dict[str, Array]]:
+    """The initializers of the graph, then those of each body up to the last one that has any."""
+    found: dict[int, dict[str, Array]] = {0: {}}
+    for member in archive.members:
+        if member in (GRAPH, SCALES, ZERO_POINTS):
+            continue
+        body = _BODY.fullmatch(member)
+        number, name = (int(body[1]), body[2]) if body else (0, member)
+        found.setdefault(number, {})[_value_name(name)] = _initializer(archive, member)
+    return [found.get(number, {}) for number in range(max(found) + 1)]
 
 
 def _special(archive: Archive, member: str, dtype: DType) -> Array:
@@ -129,9 +140,6 @@ def _special(archive: Archive, member: str, dtype: DType) -> Array:
 
 def _initializer(archive: Archive, member: str) -> Array:
     header = archive.header(member)
-    if header.dtype.name not in _ELEMENT_TYPES:
-        expected = ", ".join(_ELEMENT_TYPES)
-        raise ModelError(f"member {shown(member)} has element type {header.dtype.name}; expected one of {expected}")
     if header.fortran and len(header.shape) > 1:
         raise ModelError(f"member {shown(member)} is in Fortran order; expected C order")
     return archive.array(member, header)

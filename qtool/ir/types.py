@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,14 @@ class DType(enum.Enum):
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
+    FLOAT16 = "float16"
     INT64 = "int64"
     INT32 = "int32"
+    INT16 = "int16"
     INT8 = "int8"
+    UINT64 = "uint64"
+    UINT32 = "uint32"
+    UINT16 = "uint16"
     UINT8 = "uint8"
     BOOL = "bool"
 
@@ -33,7 +38,11 @@ class DType(enum.Enum):
 
     @property
     def is_float(self) -> bool:
-        return self in (DType.FLOAT32, DType.FLOAT64)
+        return self in (DType.FLOAT32, DType.FLOAT64, DType.FLOAT16)
+
+    @property
+    def is_integer(self) -> bool:
+        return not self.is_float and self is not DType.BOOL
 
     @staticmethod
     def of(array: NDArray[np.generic]) -> DType:
@@ -118,7 +127,9 @@ class QParams:
 
 @dataclass(frozen=True)
 class TensorType:
-    """What shape inference knows of a value."""
+    """What shape inference knows of a value; ``value`` is the array itself where it is a constant, for operators whose
+    output shape depends on numbers (it has no part in comparisons)."""
 
     dtype: DType
     shape: Shape
+    value: NDArray[np.generic] | None = field(default=None, compare=False, repr=False)

@@ -6,7 +6,7 @@ They need no operator: shapes and dtypes against the operators' own rules are ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from qtool.ir.graph import Attr, Graph, Node, Value
 from qtool.ir.limits import (
     INT64,
     MAX_ATTR_DEPTH,
+    MAX_BODIES,
     MAX_CHANNELS,
     MAX_ELEMENTS,
+    MAX_GRAPH_DEPTH,
     MAX_INITIALIZERS,
     MAX_NAME,
     MAX_NODES,
@@ -41,13 +43,44 @@ def verify(graph: Graph) -> None:
     """Raises ModelError that names the node or value for the first rule of ``RULES`` that is broken."""
     for rule in RULES:
         rule(graph)
+    for node in graph.nodes:
+        for name, body in node.graphs.items():
+            try:
+                verify(body)
+            except ModelError as error:
+                raise ModelError(f"{_node(node)}, body {shown(name)}: {error}") from error
+
+
+def _bodies_are_bounded(graph: Graph) -> None:
+    """In depth and number, level by level; so the rules may recur into bodies."""
+    level, bodies = [graph], 0
+    for _ in range(MAX_GRAPH_DEPTH):
+        level = [body for one in level for node in one.nodes for body in node.graphs.values()]
+        bodies += len(level)
+        if bodies > MAX_BODIES:
+            raise ModelError(f"the graph has more than {MAX_BODIES} bodies of control flow")
+        for body in level:
+            if body.meta:
+                raise ModelError(
+                    f"the body {shown(body.name)} has meta data; expected them on the outermost graph only"
+                )
+    if level:
+        raise ModelError(f"the bodies of control flow are nested deeper than {MAX_GRAPH_DEPTH} levels")
+
+
+def _all_graphs(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for node in graph.nodes:
+        for body in node.graphs.values():
+            yield from _all_graphs(body)
 
 
 def _sizes_are_sane(graph: Graph) -> None:
+    graphs = list(_all_graphs(graph))
     counts = (
-        ("nodes", len(graph.nodes), MAX_NODES),
-        ("values", len(graph.values), MAX_VALUES),
-        ("initializers", len(graph.initializers), MAX_INITIALIZERS),
+        ("nodes", sum(len(one.nodes) for one in graphs), MAX_NODES),
+        ("values", sum(len(one.values) for one in graphs), MAX_VALUES),
+        ("initializers", sum(len(one.initializers) for one in graphs), MAX_INITIALIZERS),
     )
     for what, count, most in counts:
         if count > most:
@@ -67,6 +100,8 @@ def _names_are_sane(graph: Graph) -> None:
         _check_name(node.name, "a node's name")
         _check_name(node.op, f"the operator of node {shown(node.name)}")
         _check_name(node.scope, f"the scope of node {shown(node.name)}", empty=True)
+        for name in node.graphs:
+            _check_name(name, f"the name of a body of node {shown(node.name)}")
 
 
 def _node_names_are_unique(graph: Graph) -> None:
@@ -165,7 +200,7 @@ def _shapes_are_sane(graph: Graph) -> None:
 
 def _qparams_are_sound(graph: Graph) -> None:
     channels = 0
-    for value in graph.values.values():
+    for value in (value for one in _all_graphs(graph) for value in one.values.values()):
         if value.qparams is None:
             continue
         channels += value.qparams.scale.size
@@ -237,6 +272,7 @@ def _node(node: Node) -> str:
 
 
 RULES: tuple[Callable[[Graph], None], ...] = (
+    _bodies_are_bounded,
     _sizes_are_sane,
     _names_are_sane,
     _node_names_are_unique,
