@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qtool import zoo
+from qtool.analysis.bench import profile_operators
 from qtool.analysis.evaluate import EngineOptions, measure_accuracy
 from qtool.analysis.latency import random_feeds, time_interleaved
+from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
-from qtool.ir import Array, Graph, Json
-from qtool.ir.files import atomic_write
-from qtool.ir.npz import load, save
+from qtool.ir import Array, Graph
+from qtool.ir.files import atomic_write, check_writable
+from qtool.ir.npz import file_bytes, load, save
+from qtool.ops.check import check_types
 from qtool.quantize.calibrate import Calibrated, calibrate
 from qtool.quantize.convert import convert
 from qtool.quantize.data import Dataset, Fingerprint, open_data
 from qtool.quantize.prepare import Prepared, PrepareOptions, prepare
 from qtool.recipe.schema import Mode, Recipe
 from qtool.report.build import Measured, build_report
+from qtool.report.provenance import provenance_of
 from qtool.report.text import report_json
 from qtool.report.types import Accuracy, Latency, Report, Size
 
@@ -30,6 +32,7 @@ Stage = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]
 """Opens a progress display for a stage with a total; gives the function that is told how much is done."""
 
 ZOO = "zoo:"
+PROFILE_ROUNDS = 3
 
 
 def load_model(spec: str | os.PathLike[str]) -> Graph:
@@ -37,25 +40,29 @@ def load_model(spec: str | os.PathLike[str]) -> Graph:
     text = os.fspath(spec)
     if text.startswith(ZOO):
         return zoo.build(text[len(ZOO) :])
-    return load(text)
+    graph = load(text)
+    try:
+        check_types(graph)
+    except ModelError as error:
+        raise ModelError(f"{text}: {error}") from error
+    return graph
 
 
 def quantize_recipe(recipe: Recipe, stage: Stage, engine: EngineOptions = EngineOptions()) -> Report:
     """Loads, fuses, prepares, calibrates, converts, evaluates and saves as the recipe says.
 
-    The quantized model is written last, once everything has been measured: an error or an interruption before leaves
-    nothing behind. The recipe says with how many threads latency is measured.
+    Data and outputs are opened or tried before the long work starts, and the quantized model is written last, once
+    everything has been measured: an error or an interruption before leaves nothing behind. The recipe says with how
+    many threads latency is measured.
     """
-    graph = load_model(recipe.model)
-    prepared = prepare(_float_only(graph, recipe), recipe.rules, options_of(recipe))
-    data = open_data(recipe.evaluation, graph) if recipe.evaluation else None
-    calibrated, data_hash = _calibrate(recipe, prepared, stage, engine)
-    quantized = convert(calibrated, debug=recipe.debug, meta=_provenance(recipe, calibrated, data_hash))
-    measured = Measured(
-        _sizes(recipe, graph, quantized),
-        _accuracy(recipe, (graph, quantized), data, stage, engine),
-        _latency(recipe, (graph, quantized), stage, engine),
-    )
+    checked = check_recipe(recipe)
+    calibrated, data_hash = _calibrate(recipe, checked, stage, engine)
+    quantized = convert(calibrated, debug=recipe.debug, meta=provenance_of(recipe, calibrated, data_hash))
+    graphs = (checked.graph, quantized)
+    size = Size(_float_bytes(recipe, checked.graph), file_bytes(quantized))
+    accuracy = _accuracy(recipe, graphs, checked.evaluation, stage, engine)
+    latency, kernels = _latency(recipe, graphs, stage, engine)
+    measured = Measured(size, accuracy, latency, kernels)
     report = build_report(recipe, calibrated, quantized, measured)
     save(quantized, recipe.output)
     if recipe.report_json is not None:
@@ -63,20 +70,44 @@ def quantize_recipe(recipe: Recipe, stage: Stage, engine: EngineOptions = Engine
     return report
 
 
-def check_recipe(recipe: Recipe) -> Prepared:
-    """Everything that can be known without running the model: rules, layers, and that the data fit."""
-    graph = load_model(recipe.model)
-    for config in (recipe.calibration, recipe.evaluation):
-        if config is not None:
-            open_data(config, graph)
-    return prepare(_float_only(graph, recipe), recipe.rules, options_of(recipe))
+@dataclass(frozen=True)
+class Checked:
+    """All that can be known of a recipe without running its model."""
+
+    graph: Graph
+    prepared: Prepared
+    calibration: Dataset | None
+    evaluation: Dataset | None
 
 
-def options_of(recipe: Recipe) -> PrepareOptions:
-    """What of a recipe ``prepare`` uses besides the rules."""
+def check_recipe(recipe: Recipe) -> Checked:
+    """Loads the model, opens the data, applies the rules, and asks whether the outputs can be written."""
     if recipe.mode is Mode.QAT:
         raise RecipeError("mode: qat is not available in this version; expected static or dynamic")
-    return PrepareOptions(recipe.mode, recipe.backend, recipe.fuse, recipe.stubs)
+    _check_outputs(recipe)
+    graph = load_model(recipe.model)
+    if graph.is_quantized:
+        raise ModelError(f"{recipe.model} is quantized already (backend {graph.backend}); give the float model")
+    prepared = prepare(graph, recipe.rules, PrepareOptions(recipe.mode, recipe.backend, recipe.fuse, recipe.stubs))
+    calibration, evaluation = (
+        open_data(config, graph) if config is not None else None for config in (recipe.calibration, recipe.evaluation)
+    )
+    if evaluation is not None and recipe.evaluation is not None:
+        evaluation.require_labels(recipe.evaluation.metric)
+    return Checked(graph, prepared, calibration, evaluation)
+
+
+def _check_outputs(recipe: Recipe) -> None:
+    """RecipeError where a result would overwrite what the recipe reads, OutputError where one cannot be written."""
+    data = [config.data for config in (recipe.calibration, recipe.evaluation) if config is not None]
+    read = {os.path.realpath(path) for path in (recipe.path, recipe.model, *data) if path is not None}
+    for key, path in (("output", recipe.output), ("report.json", recipe.report_json)):
+        if path is None:
+            continue
+        if os.path.realpath(path) in read:
+            raise RecipeError(f"{recipe.path}: {key}: {path} is read by this recipe and would be overwritten")
+        read.add(os.path.realpath(path))
+        check_writable(path)
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -85,19 +116,13 @@ def write_report(report: Report, path: Path) -> None:
         file.write(report_json(report).encode())
 
 
-def _float_only(graph: Graph, recipe: Recipe) -> Graph:
-    if graph.is_quantized:
-        raise ModelError(f"{recipe.model} is quantized already (backend {graph.backend}); give the float model")
-    return graph
-
-
-def _calibrate(recipe: Recipe, prepared: Prepared, stage: Stage, engine: EngineOptions) -> tuple[Calibrated, str]:
+def _calibrate(recipe: Recipe, checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[Calibrated, str]:
     """Runs calibration; gives the hash of the data that was used ("" in dynamic mode)."""
     if recipe.mode is Mode.DYNAMIC:
-        return calibrate(prepared, ()), ""
-    if recipe.calibration is None:
+        return calibrate(checked.prepared, ()), ""
+    data, hashed = checked.calibration, Fingerprint()
+    if data is None:
         raise DataError("static quantization needs calibration data: add 'calibration: {data: FILE}' to the recipe")
-    data, hashed = open_data(recipe.calibration, prepared.graph), Fingerprint()
 
     def batches() -> Iterator[dict[str, Array]]:
         for feeds in data.feeds():
@@ -105,30 +130,15 @@ def _calibrate(recipe: Recipe, prepared: Prepared, stage: Stage, engine: EngineO
             yield feeds
 
     with stage("calibrate", data.samples) as progress:
-        calibrated = calibrate(prepared, batches(), threads=engine.threads, isa=engine.isa, progress=progress)
+        calibrated = calibrate(checked.prepared, batches(), threads=engine.threads, isa=engine.isa, progress=progress)
     return calibrated, hashed.hexdigest()
 
 
-def _provenance(recipe: Recipe, calibrated: Calibrated, data_hash: str) -> Mapping[str, Json]:
-    try:
-        installed = version("qtool")
-    except PackageNotFoundError:  # a source tree that is not installed
-        installed = "0+source"
-    resolved: Json = dict(recipe.resolved)
-    used: Json = {"sha256": data_hash, "samples": calibrated.samples} if data_hash else None
-    return {"qtool": installed, "recipe": resolved, "calibration": used}
-
-
-def _sizes(recipe: Recipe, graph: Graph, quantized: Graph) -> Size:
-    """Sizes of both models as files; a float model that is not a file of ours is measured as if it were."""
-    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-        path = Path(folder) / "model.npz"
-        save(quantized, path)
-        quant_bytes = path.stat().st_size
-        if recipe.model.suffix == ".npz" and recipe.model.is_file():
-            return Size(recipe.model.stat().st_size, quant_bytes)
-        save(graph, path)
-        return Size(path.stat().st_size, quant_bytes)
+def _float_bytes(recipe: Recipe, graph: Graph) -> int:
+    """The size of the float model's file; of one that is not a file of ours, as if it were."""
+    if recipe.model.suffix == ".npz" and recipe.model.is_file():
+        return recipe.model.stat().st_size
+    return file_bytes(graph)
 
 
 def _accuracy(
@@ -142,12 +152,14 @@ def _accuracy(
     return Accuracy(real.name, real.value, quant.value, real.n, real.higher_is_better)
 
 
-def _latency(recipe: Recipe, graphs: tuple[Graph, Graph], stage: Stage, engine: EngineOptions) -> Latency | None:
+def _latency(
+    recipe: Recipe, graphs: tuple[Graph, Graph], stage: Stage, engine: EngineOptions
+) -> tuple[Latency | None, Mapping[str, str]]:
+    """Times of both models, and the kernel that each node of the quantized one runs on."""
     if recipe.latency is None:
-        return None
+        return None, {}
     config = recipe.latency
-    options = replace(engine, threads=config.threads)
-    real, quant = (options.session(graph) for graph in graphs)
+    real, quant = (replace(engine, threads=config.threads).session(graph) for graph in graphs)
     feeds = random_feeds(graphs[0], config.batch)
     with stage("time", 100) as progress:
         a, b = time_interleaved(
@@ -156,13 +168,19 @@ def _latency(recipe: Recipe, graphs: tuple[Graph, Graph], stage: Stage, engine: 
             warmup=config.warmup,
             progress=lambda share: progress(round(100 * share)),
         )
-    return Latency(
+    latency = Latency(
         float_ms=1e3 * a.median,
         quant_ms=1e3 * b.median,
         float_min_ms=1e3 * a.minimum,
         quant_min_ms=1e3 * b.minimum,
         threads=config.threads,
         batch=config.batch,
-        isa=quant.isa,
+        isa=quant.isa or "NumPy",
         runs=len(a.seconds),
     )
+    return latency, _kernels(quant, feeds)
+
+
+def _kernels(session: Session, feeds: Mapping[str, Array]) -> dict[str, str]:
+    rows = profile_operators(session, feeds, PROFILE_ROUNDS)
+    return {node: row.kernel for row in rows for node in row.layer.split(" + ")}

@@ -7,46 +7,49 @@ model's own input, the error of this layer alone).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qtool.engine.session import Session
+import numpy as np
 
-from qtool.analysis.shadow import shadow_graph
+from qtool.analysis.advice import Advice, LayerError, advise
+from qtool.analysis.shadow import layer_twin, shadow_graph
 from qtool.analysis.signal import Signal
+from qtool.engine.session import Session
 from qtool.errors import ModelError
-from qtool.ir import Array, Graph
+from qtool.ir import Array, Graph, Node
 from qtool.ops import get
 from qtool.passes import Fusion, float_names, fuse, lower_qdq, quantized_name
+
+__all__ = ["Advice", "Comparison", "LayerError", "Pair", "compare", "compare_weights"]
 
 SCHEMA = "qtool.compare/1"
 
 
 @dataclass(frozen=True)
-class LayerError:
-    """One layer in one view: signal to quantization noise in dB (inf when equal), largest error, and cosine."""
-
-    layer: str
-    op: str
-    sqnr_db: float
-    max_error: float
-    cosine: float
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """The three views, each with its worst layer first, and what to change in the recipe."""
+    """The three views, each with its worst layer first, and what to change in the recipe.
+
+    ``model`` has a row for each output of the whole model. ``agreement`` is the share of samples for which both models
+    choose the same class, where the first output is (samples, classes). ``samples`` is 0 where there were no data, and
+    only ``weights`` is filled then.
+    """
 
     weights: tuple[LayerError, ...]
     outputs: tuple[LayerError, ...]
     shadow: tuple[LayerError, ...]
-    advice: tuple[str, ...]
+    model: tuple[LayerError, ...]
+    advice: tuple[Advice, ...]
     samples: int
+    agreement: float | None = None
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values."""
+        plain = asdict(self)
+        return {"schema": plain.pop("schema"), **plain}
 
 
 @dataclass(frozen=True)
@@ -64,31 +67,59 @@ class Pair:
                 f"expected a float and a quantized model, in this order; got '{float_graph.name}', which is"
                 f" {_kind(float_graph)}, and '{quant_graph.name}', which is {_kind(quant_graph)}"
             )
-        fused = fuse(float_graph, Fusion.from_json(quant_graph.meta.get("fusion")))
-        lowered = lower_qdq(quant_graph)
-        missing = [name for name in float_names(lowered).values() if name not in fused.values]
-        if missing:
-            raise ModelError(f"'{quant_graph.name}' was not made from this float model: it has no value '{missing[0]}'")
-        return Pair(fused, lowered)
+        pair = Pair(fuse(float_graph, Fusion.from_json(quant_graph.meta.get("fusion"))), lower_qdq(quant_graph))
+        difference = _difference(pair)
+        if difference:
+            raise ModelError(f"'{quant_graph.name}' was not made from this float model: {difference}")
+        return pair
 
 
 def _kind(graph: Graph) -> str:
     return f"quantized ({graph.backend})" if graph.is_quantized else "float"
 
 
+def _difference(pair: Pair) -> str:
+    """The first thing that the float graph does not have as the quantized one needs it; "" where they fit."""
+    fused, quantized = pair.fused, pair.quantized
+    if quantized.inputs != fused.inputs or quantized.outputs != fused.outputs:
+        return "its inputs and outputs have other names"
+    for name, real in float_names(quantized).items():
+        if real not in fused.values:
+            return f"that has no value '{real}'"
+        if fused.values[real].shape != quantized.values[name].shape:
+            return f"'{real}' has shape {fused.values[real].shape} there, and {quantized.values[name].shape} here"
+        if (real in fused.initializers) != (name in quantized.initializers):
+            return f"'{real}' is a constant in one of them only"
+    for node in quantized.nodes:
+        twin = layer_twin(fused, quantized, node)
+        if twin is not None and twin.op != node.op and (twin.op, node.op) != ("linear", "linear_dynamic"):
+            return f"'{node.name}' is {twin.op} there, and {node.op} here"
+        int8 = node.op == "linear_dynamic" or quantized.values[node.outputs[0]].qparams is not None
+        if twin is None and int8 and node.op != "quantize":
+            return f"that has no layer '{node.name}'"
+    return ""
+
+
 def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
     """Float against dequantized weights, worst first."""
     rows = []
     for node in pair.quantized.nodes:
-        position = get(node.op).weight
-        value = pair.quantized.values[node.inputs[position]] if position is not None else None
-        if value is None or value.qparams is None or value.name not in pair.quantized.initializers:
+        value = quantized_weight(pair.quantized, node)
+        if value is None:
             continue
-        signal = Signal()
-        real = pair.fused.initializers[float_names(pair.quantized)[value.name]]
-        signal.add(real, value.qparams.dequantize(pair.quantized.initializers[value.name]))
-        rows.append(_row(node.scope or node.name, node.op, signal))
+        signal, qparams = Signal(), pair.quantized.values[value].qparams
+        assert qparams is not None
+        real = pair.fused.initializers[float_names(pair.quantized)[value]]
+        signal.add(real, qparams.dequantize(pair.quantized.initializers[value]))
+        rows.append(_row(node, signal))
     return _worst_first(rows)
+
+
+def quantized_weight(graph: Graph, node: Node) -> str | None:
+    """Name of the int8 weight of a node, None where it has none."""
+    position = get(node.op).weight
+    name = node.inputs[position] if position is not None and position < len(node.inputs) else ""
+    return name if name in graph.initializers and graph.values[name].qparams is not None else None
 
 
 def compare(
@@ -100,95 +131,127 @@ def compare(
     isa: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """All views; ``outputs`` and ``shadow`` are empty where there are no batches. Activations are kept for one batch
-    only."""
+    """All views; without batches ``weights`` only.
+
+    ``batches`` are arrays by input name, samples along the first axis. Activations are kept for one batch only.
+    Raises ModelError where the quantized graph was not made from the float one, DataError for batches that do not fit.
+    """
     pair = Pair.of(float_graph, quant_graph)
-    twins = {name: real for name, real in float_names(pair.quantized).items() if _is_activation(pair, name)}
-    shadows = shadow_graph(pair.fused, pair.quantized)
-    float_session = Session(pair.fused.with_outputs(tuple(dict.fromkeys(twins.values()))), threads=threads, isa=isa)
-    shadow_session = Session(shadows.graph, threads=threads, isa=isa)
-    outputs = {name: Signal() for name in twins}
-    shadow = {name: Signal() for name in shadows.twins}
-    samples = 0
+    suite = _Suite(pair, threads, isa)
     for feeds in batches:
-        real, quantized = float_session.run(feeds), shadow_session.run(feeds)
-        for name, signal in outputs.items():
-            signal.add(real[twins[name]], _real(pair.quantized, name, quantized[name]))
-        for name, signal in shadow.items():
-            signal.add(quantized[shadows.twins[name]], _real(pair.quantized, name, quantized[name]))
-        samples += len(next(iter(feeds.values())))
+        suite.add(feeds)
         if progress is not None:
-            progress(samples)
-    views = (
-        compare_weights(pair),
-        _worst_first([_value_row(pair, name, signal) for name, signal in outputs.items() if samples]),
-        _worst_first([_value_row(pair, name, signal) for name, signal in shadow.items() if samples]),
-    )
-    return Comparison(*views, advise(pair, *views), samples)
+            progress(suite.samples)
+    weights = compare_weights(pair)
+    outputs, shadow, model = suite.rows() if suite.samples else ((), (), ())
+    advice = advise(pair.quantized, weights, outputs, shadow)
+    return Comparison(weights, outputs, shadow, model, advice, suite.samples, suite.agreement)
 
 
-def _is_activation(pair: Pair, name: str) -> bool:
-    return name in pair.quantized.producers and float_names(pair.quantized)[name] not in pair.fused.inputs
+class _Suite:
+    """Runs both models batch by batch and adds up the errors."""
+
+    def __init__(self, pair: Pair, threads: int, isa: str | None) -> None:
+        self._pair = pair
+        self._twins = _activation_twins(pair)
+        shadowed = shadow_graph(pair.fused, pair.quantized)
+        self._shadow_twins = shadowed.twins
+        reals = tuple(dict.fromkeys([*self._twins.values(), *pair.fused.outputs]))
+        floats = [name for name in self._twins if name not in shadowed.graph.outputs]
+        graph = shadowed.graph.with_outputs((*shadowed.graph.outputs, *floats))
+        self._float = Session(pair.fused.with_outputs(reals), threads=threads, isa=isa)
+        self._quantized = Session(graph, threads=threads, isa=isa)
+        self._outputs = {name: Signal() for name in self._twins}
+        self._shadows = {name: _Shadow() for name in shadowed.twins}
+        self._model = {name: Signal() for name in pair.quantized.outputs}
+        self._agreed = self._judged = 0
+        self.samples = 0
+
+    def add(self, feeds: Mapping[str, Array]) -> None:
+        real, stored = self._float.run(feeds), self._quantized.run(feeds)
+        for name, signal in self._outputs.items():
+            signal.add(real[self._twins[name]], self._real(name, stored[name]))
+        for name, shadow in self._shadows.items():
+            twin = self._shadow_twins[name]
+            shadow.add(stored[twin], self._real(name, stored[name]), self._pair.quantized, name)
+        for name, signal in self._model.items():
+            signal.add(real[name], stored[name])
+        self._judge(real[self._pair.fused.outputs[0]], stored[self._pair.fused.outputs[0]])
+        self.samples += len(next(iter(feeds.values())))
+
+    def rows(self) -> tuple[tuple[LayerError, ...], tuple[LayerError, ...], tuple[LayerError, ...]]:
+        """outputs, shadow and model."""
+        producers = self._pair.quantized.producers
+        outputs = [_row(producers[name], signal) for name, signal in self._outputs.items()]
+        shadows = [shadow.row(producers[name]) for name, shadow in self._shadows.items()]
+        model = [_row(producers[name], signal, name) for name, signal in self._model.items() if name in producers]
+        return _worst_first(outputs), _worst_first(shadows), tuple(model)
+
+    @property
+    def agreement(self) -> float | None:
+        return self._agreed / self._judged if self._judged else None
+
+    def _real(self, name: str, stored: Array) -> Array:
+        qparams = self._pair.quantized.values[name].qparams
+        return stored if qparams is None else qparams.dequantize(stored)
+
+    def _judge(self, real: Array, quantized: Array) -> None:
+        if real.ndim == 2 and real.shape[1] > 1:
+            self._agreed += int(np.count_nonzero(real.argmax(axis=1) == quantized.argmax(axis=1)))
+            self._judged += len(real)
 
 
-def _real(graph: Graph, name: str, stored: Array) -> Array:
-    qparams = graph.values[name].qparams
-    assert qparams is not None
-    return qparams.dequantize(stored)
+class _Shadow:
+    """The error of one layer, and what of it comes from rounding and clipping its output."""
 
+    def __init__(self) -> None:
+        self._all, self._rounding = Signal(), Signal()
+        self._clipped = self._count = 0
 
-def _row(layer: str, op: str, signal: Signal) -> LayerError:
-    return LayerError(layer, op, signal.sqnr_db, signal.max_error, signal.cosine)
+    def add(self, twin: Array, quantized: Array, graph: Graph, name: str) -> None:
+        self._all.add(twin, quantized)
+        qparams = graph.values[name].qparams
+        if qparams is None:
+            return
+        low, high = (np.float32(q) for q in qparams.limits)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._rounding.add(twin, qparams.dequantize(qparams.quantize(twin)))
+            ideal = twin / qparams.scale[0] + np.float32(qparams.zero_point[0])
+        half = np.float32(0.5)
+        self._clipped += int(np.count_nonzero((ideal < low - half) | (ideal > high + half)))
+        self._count += twin.size
 
-
-def _value_row(pair: Pair, name: str, signal: Signal) -> LayerError:
-    node = pair.quantized.producers[name]
-    return _row(node.scope or node.name, node.op, signal)
-
-
-def _worst_first(rows: Iterable[LayerError]) -> tuple[LayerError, ...]:
-    return tuple(sorted(rows, key=lambda row: row.sqnr_db))
-
-
-POOR_DB = 20.0
-"""Below some 20 dB (a tenth of the signal's amplitude is noise) a layer is worth a remark."""
-
-
-def advise(
-    pair: Pair, weights: tuple[LayerError, ...], outputs: tuple[LayerError, ...], shadow: tuple[LayerError, ...]
-) -> tuple[str, ...]:
-    """What to change in the recipe, from the worst layers of each view."""
-    advice = []
-    coarse = [row for row in weights if row.sqnr_db < POOR_DB and _per_tensor(pair, row.layer)]
-    if coarse:
-        advice.append(
-            f"weights of {_names(coarse)} lose much with one scale a tensor: in qconfig_dict give them"
-            " weight: {observer: per_channel_min_max, scheme: per_channel_symmetric}"
+    def row(self, node: Node) -> LayerError:
+        if not self._count:
+            return _row(node, self._all)
+        error = self._all
+        return LayerError(
+            layer_name(node),
+            node.op,
+            error.sqnr_db,
+            error.max_error,
+            error.cosine,
+            self._rounding.sqnr_db,
+            self._clipped / self._count,
         )
-    poor = [row for row in shadow if row.sqnr_db < POOR_DB and row not in coarse]
-    if poor:
-        advice.append(
-            f"activations of {_names(poor)} are quantized coarsely: try the preset accurate, another observer"
-            " (mse, percentile), or reduce_range: false"
-        )
-        advice.append(f"or leave the worst in float: qconfig_dict: {{{poor[0].layer}: null}}")
-    if not advice and outputs and outputs[0].sqnr_db < POOR_DB:
-        advice.append(f"no layer is bad alone, errors add up to {outputs[0].layer}: try the preset accurate")
-    return tuple(advice)
 
 
-def _per_tensor(pair: Pair, layer: str) -> bool:
-    for node in pair.quantized.nodes:
-        position = get(node.op).weight
-        if (node.scope or node.name) == layer and position is not None:
-            qparams = pair.quantized.values[node.inputs[position]].qparams
-            return qparams is not None and qparams.axis is None
-    return False
+def _activation_twins(pair: Pair) -> dict[str, str]:
+    """Each value that a layer of the int8 graph makes -> the float graph's value it stands for."""
+    reals = float_names(pair.quantized)
+    made = [out for node in pair.quantized.nodes if node.op != "dequantize" for out in node.outputs]
+    return {name: reals.get(name, name) for name in made if reals.get(name, name) in pair.fused.values}
 
 
-def _names(rows: Iterable[LayerError], most: int = 4) -> str:
-    names = list(dict.fromkeys(row.layer for row in rows))
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def layer_name(node: Node) -> str:
+    """What a row calls a node: the name that a rule of the recipe can have, or the value that is quantized."""
+    return node.name.removesuffix(quantized_name("")) if node.op == "quantize" else node.name
 
 
-__all__ = ["Comparison", "LayerError", "Pair", "compare", "compare_weights", "quantized_name"]
+def _row(node: Node, signal: Signal, name: str = "") -> LayerError:
+    return LayerError(name or layer_name(node), node.op, signal.sqnr_db, signal.max_error, signal.cosine)
+
+
+def _worst_first(rows: Sequence[LayerError]) -> tuple[LayerError, ...]:
+    """NaN, which is an overflow in one of the models, counts as the worst there is."""
+    return tuple(sorted(rows, key=lambda row: -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db))

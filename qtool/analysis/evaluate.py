@@ -1,15 +1,19 @@
-"""Accuracy and latency of models, side by side over the same data."""
+"""Accuracy of models, side by side over the same data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qtool.analysis.metrics import MetricResult, make_metric
+import numpy as np
+
+from qtool.analysis.metrics import MetricResult, MetricSpec, make_metric
 from qtool.engine.session import Session
+from qtool.errors import DataError
 from qtool.ir import Array, Graph
 from qtool.passes import optimize
-from qtool.quantize.data import Dataset
+from qtool.quantize.data import Dataset, open_data
+from qtool.recipe.schema import DataConfig
 
 
 @dataclass(frozen=True)
@@ -29,23 +33,52 @@ def measure_accuracy(
 ) -> tuple[MetricResult, ...]:
     """The metric of the first output of each session, over the same batches.
 
-    Targets are the data's labels; where there are none, and the metric compares arrays, those are the outputs of the
-    first session. DataError where labels are needed and missing.
+    Targets are the data's labels. Where a metric compares arrays and the labels are class numbers, or missing, the
+    targets are the outputs of the first session. DataError where labels are needed and missing.
     """
     meters = [make_metric(metric) for _ in sessions]
-    if meters[0].spec.labels:
+    spec = meters[0].spec
+    if spec.labels:
         data.require_labels(metric)
+    elif len(sessions) == 1 and not _has_targets(data):
+        raise DataError(
+            f"{data.path}: {metric} compares with float targets, of which there are none, or with a first model"
+        )
     done = 0
     for feeds, labels in data.batches():
         outputs = [_first_output(session, feeds) for session in sessions]
+        targets = _targets(spec, outputs[0], labels)
         for meter, output in zip(meters, outputs, strict=True):
-            meter.add(output, outputs[0] if labels is None else labels)
+            meter.add(output, targets)
         done += len(outputs[0])
         if progress is not None:
             progress(done)
     return tuple(meter.result() for meter in meters)
 
 
+def _has_targets(data: Dataset) -> bool:
+    return data.labels is not None and data.labels.dtype.kind == "f"
+
+
+def _targets(spec: MetricSpec, first: Array, labels: Array | None) -> Array:
+    """What the outputs of a batch are compared with."""
+    if labels is None or (not spec.labels and np.issubdtype(labels.dtype, np.integer)):
+        return first
+    return labels
+
+
 def _first_output(session: Session, feeds: Mapping[str, Array]) -> Array:
     outputs = session.run(feeds)
     return outputs[session.graph.outputs[0]]
+
+
+def open_for_all(config: DataConfig, graphs: Sequence[Graph]) -> Dataset:
+    """Opens data that several models are to be run on; DataError where one of them takes other inputs."""
+    opened = [open_data(config, graph) for graph in graphs]
+    for graph, data in zip(graphs, opened, strict=True):
+        if data.columns.keys() != opened[0].columns.keys() or data.batch_size != opened[0].batch_size:
+            raise DataError(
+                f"the models take different inputs: '{graphs[0].name}' has {', '.join(graphs[0].inputs)} in batches of"
+                f" {opened[0].batch_size}, '{graph.name}' {', '.join(graph.inputs)} in batches of {data.batch_size}"
+            )
+    return opened[0]

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qtool.errors import DataError
 from qtool.ir import Array, Dim, DType, Graph
 
 LEAST_ROUNDS = 5
+OTHER_SIZE = 128
+"""For a size of an input, not the batch, that is only known at run time: tokens, or pixels of a side."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,20 @@ def time_interleaved(
     return tuple(Timing(tuple(taken)) for taken in samples)
 
 
-def ratio_spread(a: Timing, b: Timing) -> tuple[float, float, float]:
-    """10 %, 50 % and 90 % quantile of a / b, round by round."""
-    ratios = np.array(a.seconds) / np.array(b.seconds)
-    low, middle, high = np.percentile(ratios, [10, 50, 90])
-    return float(low), float(middle), float(high)
-
-
 def random_feeds(graph: Graph, batch: int = 1, seed: int = 0) -> dict[str, Array]:
-    """One set of inputs: standard normal floats, zeros for other types; every symbolic size counts as the batch."""
+    """One set of inputs: standard normal floats, zeros for other types, which are indices.
+
+    A first size that is only known at run time, and others of the same name, are ``batch``; the rest of those are 128.
+    DataError where a model takes batches of another size.
+    """
     rng = np.random.default_rng(seed)
+    symbols = {value.shape[0] for name in graph.inputs if (value := graph.values[name]).shape}
     feeds: dict[str, Array] = {}
     for name in graph.inputs:
         value = graph.values[name]
-        shape = tuple(_size(dim, batch) for dim in value.shape)
+        if batch != 1 and value.shape and isinstance(value.shape[0], int) and value.shape[0] != batch:
+            raise DataError(f"input '{name}' takes batches of exactly {value.shape[0]}; {batch} were asked for")
+        shape = tuple(_size(dim, batch if dim in symbols else OTHER_SIZE) for dim in value.shape)
         if value.dtype is DType.FLOAT32:
             feeds[name] = rng.standard_normal(shape, np.float32)
         else:
@@ -78,5 +81,5 @@ def random_feeds(graph: Graph, batch: int = 1, seed: int = 0) -> dict[str, Array
     return feeds
 
 
-def _size(dim: Dim, batch: int) -> int:
-    return dim if isinstance(dim, int) else batch
+def _size(dim: Dim, unknown: int) -> int:
+    return dim if isinstance(dim, int) else unknown

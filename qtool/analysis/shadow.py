@@ -8,53 +8,85 @@ from dataclasses import dataclass, replace
 from qtool.ir import Array, Graph, Node, Value, remake
 from qtool.passes import float_names
 
+FLOAT, SEEN, SHADOW = "~float", "~seen", "~shadow"
+"""Ends of the names of float weights, dequantized copies and twins."""
+
 
 @dataclass(frozen=True)
 class Shadowed:
-    """``twins`` maps each quantized value to the value that its layer would have given in float; both are outputs."""
+    """``twins`` maps the output of each quantized layer to what the layer would have given in float.
+
+    For a layer with int8 output that is a quantized value, for a dynamic one a float value, and for a ``quantize`` node
+    the twin is the value it quantizes. All of them are outputs of ``graph``.
+    """
 
     graph: Graph
     twins: Mapping[str, str]
 
 
 def shadow_graph(fused: Graph, quantized: Graph) -> Shadowed:
-    """Adds to the quantized graph, for each quantized node, dequantize nodes and the float node of the fused graph."""
-    reals = float_names(quantized)
-    nodes: list[Node] = []
-    values: dict[str, Value] = {}
-    arrays: dict[str, Array] = {}
-    twins: dict[str, str] = {}
+    """Adds to the quantized graph, behind each quantized node, dequantize nodes and the float node of the fused graph.
+
+    The two graphs correspond as in ``qtool.analysis.compare.Pair``.
+    """
+    made = _Twins(fused, quantized)
     for node in quantized.nodes:
-        nodes.append(node)
-        if node.op == "quantize" or not quantized.values[node.outputs[0]].qparams:
-            continue
-        twin = fused.producers.get(reals.get(node.outputs[0], ""))
+        made.add(node)
+    outputs = tuple(dict.fromkeys([*quantized.outputs, *made.twins, *made.twins.values()]))
+    graph = remake(quantized, made.nodes, values=made.values.values(), initializers=made.arrays, outputs=outputs)
+    return Shadowed(graph, made.twins)
+
+
+def layer_twin(fused: Graph, quantized: Graph, node: Node) -> Node | None:
+    """The float node that a quantized node stands for; None for one that is not quantized."""
+    if node.op in ("quantize", "dequantize"):
+        return None
+    out = node.outputs[0]
+    if node.op != "linear_dynamic" and quantized.values[out].qparams is None:
+        return None
+    return fused.producers.get(float_names(quantized).get(out, out))
+
+
+class _Twins:
+    def __init__(self, fused: Graph, quantized: Graph) -> None:
+        self._fused, self._quantized = fused, quantized
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+        self.arrays: dict[str, Array] = {}
+        self.twins: dict[str, str] = {}
+
+    def add(self, node: Node) -> None:
+        self.nodes.append(node)
+        if node.op == "quantize":
+            self.twins[node.outputs[0]] = node.inputs[0]
+            return
+        twin = layer_twin(self._fused, self._quantized, node)
         if twin is None:
-            continue
-        inputs = []
-        for quant_input, float_input in zip(node.inputs, twin.inputs, strict=True):
-            if float_input in fused.initializers:
-                arrays[f"{float_input}.float"] = fused.initializers[float_input]
-                values[f"{float_input}.float"] = replace(fused.values[float_input], name=f"{float_input}.float")
-                inputs.append(f"{float_input}.float")
-            elif quant_input and quantized.values[quant_input].qparams:
-                inputs.append(_copy(quantized, quant_input, nodes, values))
-            else:
-                inputs.append(quant_input)
-        outputs = tuple(f"{name}.shadow" for name in node.outputs)
-        nodes.append(replace(twin, name=f"{node.name}.shadow", inputs=tuple(inputs), outputs=outputs))
+            return
+        sources = zip(node.inputs, twin.inputs, strict=False)  # a dynamic linear has no place for a residual
+        inputs = tuple(self._input(stored, real) for stored, real in sources)
+        outputs = tuple(f"{name}{SHADOW}" for name in node.outputs)
+        self.nodes.append(replace(twin, name=f"{node.name}{SHADOW}", inputs=inputs, outputs=outputs))
         for out, name, real in zip(node.outputs, outputs, twin.outputs, strict=True):
-            values[name] = replace(fused.values[real], name=name)
-            twins[out] = name
-    activations = [name for name in reals if name in quantized.producers]
-    outputs = tuple(dict.fromkeys([*activations, *twins.values()]))
-    return Shadowed(remake(quantized, nodes, values=values.values(), initializers=arrays, outputs=outputs), twins)
+            self.values[name] = replace(self._fused.values[real], name=name)
+            self.twins[out] = name
 
+    def _input(self, stored: str, real: str) -> str:
+        """What the twin reads: the float weight itself, or what the quantized layer sees as real numbers."""
+        if real in self._fused.initializers:
+            name = f"{real}{FLOAT}"
+            self.arrays[name] = self._fused.initializers[real]
+            self.values[name] = replace(self._fused.values[real], name=name)
+            return name
+        if stored and self._quantized.values[stored].qparams is not None:
+            return self._copy(stored)
+        return stored
 
-def _copy(graph: Graph, name: str, nodes: list[Node], values: dict[str, Value]) -> str:
-    """The dequantized copy of a value, made once."""
-    copy = f"{name}.seen"
-    if copy not in values:
-        values[copy] = Value(copy, graph.values[name].type.dtype, graph.values[name].shape)
-        nodes.append(Node("dequantize", copy, (name,), (copy,)))
-    return copy
+    def _copy(self, stored: str) -> str:
+        """The dequantized copy of a value, made once."""
+        name = f"{stored}{SEEN}"
+        if name not in self.values:
+            value = self._quantized.values[stored]
+            self.values[name] = Value(name, value.type.dtype, value.shape)
+            self.nodes.append(Node("dequantize", name, (stored,), (name,)))
+        return name

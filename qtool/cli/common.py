@@ -2,58 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from qtool.errors import QtoolError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from click.shell_completion import CompletionItem
+    from rich.console import Console, RenderableType
+
+    from qtool.analysis.evaluate import EngineOptions
 
 EXIT_ERROR, EXIT_GATE, EXIT_INTERRUPTED = 1, 3, 130
 ISAS = ("scalar", "avx2", "avx512vnni")
+BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
+ZOO_NAMES = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3")
+"""The library's names, said again: options must be known without importing what they are about."""
+
+PIPE_COLUMNS = 120
+"""Width of tables that go to a file or a pipe, where the variable COLUMNS says nothing else."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-try:
-    VERSION = version("qtool")
-except PackageNotFoundError:  # a source tree that is not installed
-    VERSION = "0+source"
+
+def qtool_version() -> str:
+    """The installed version; "0+source" for a source tree that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("qtool")
+    except PackageNotFoundError:
+        return "0+source"
 
 
 @dataclass(frozen=True)
 class Shared:
     """The options every command has."""
 
-    json: bool
-    threads: int | None
-    isa: str | None
-    quiet: bool
-    verbose: bool
-    debug: bool
+    json: bool = False
+    threads: int | None = None
+    isa: str | None = None
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
 
     @property
-    def console(self) -> Console:
-        """Where the result goes: standard output."""
-        from rich.console import Console
+    def engine(self) -> EngineOptions:
+        """How sessions run."""
+        from qtool.analysis.evaluate import EngineOptions
 
-        return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        return EngineOptions(self.threads or 1, self.isa)
 
-    @property
-    def log(self) -> Console:
-        """Where everything else goes: standard error."""
-        from rich.console import Console
-
-        return Console(stderr=True, highlight=False, quiet=self.quiet)
+    def show(self, *parts: RenderableType) -> None:
+        """Results for people, on standard output."""
+        with _console() as console:
+            for part in parts:
+                console.print(part)
 
     def emit(self, plain: dict[str, Any]) -> None:
         """One JSON object on standard output. Infinities and NaN become null: JSON has none."""
@@ -61,18 +76,53 @@ class Shared:
 
         click.echo(json.dumps(finite(plain), indent=2, default=str, allow_nan=False))
 
+    def log(self, text: str, **style: Any) -> None:
+        """One line on standard error, but for --quiet."""
+        if not self.quiet:
+            click.secho(text, err=True, **style)
+
+    def tell(self, text: str) -> None:
+        """One line on standard error for --verbose."""
+        if self.verbose:
+            self.log(text, dim=True)
+
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         """A progress bar on a terminal, nothing elsewhere; gives a function that takes the amount done so far."""
+        start = time.perf_counter()
         if self.quiet or not sys.stderr.isatty():
             yield lambda done: None  # noqa: ARG005 (nobody looks)
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        else:
+            with _progress_bar(label, total) as update:
+                yield update
+        self.tell(f"{label}: {time.perf_counter() - start:.2f} s")
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.log, transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda done: bar.update(task, completed=done)
+
+@contextmanager
+def _console() -> Iterator[Console]:
+    """The terminal; or, for a file or a pipe, text of a fixed width without blanks at the ends of lines."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        yield Console(highlight=False, markup=False, emoji=False)
+        return
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdigit() and int(columns) else PIPE_COLUMNS
+    console = Console(file=io.StringIO(), highlight=False, markup=False, emoji=False, width=width)
+    with console.capture() as captured:
+        yield console
+    click.echo("".join(f"{text.rstrip()}\n" for text in captured.get().splitlines()), nl=False)
+
+
+@contextmanager
+def _progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def shared_options(command: F) -> Callable[..., Any]:
@@ -90,7 +140,7 @@ def shared_options(command: F) -> Callable[..., Any]:
 
 _OPTIONS = (
     click.option("--json", "shared_json", is_flag=True, help="Print one JSON object instead of tables."),
-    click.option("--threads", "shared_threads", type=click.IntRange(1, 1024), help="Threads of the engine."),
+    click.option("--threads", "shared_threads", type=click.IntRange(1, 1024), help="Threads of the engine; 1."),
     click.option(
         "--isa",
         "shared_isa",
@@ -105,29 +155,70 @@ _OPTIONS = (
 )
 
 
+if TYPE_CHECKING:
+    StringType = click.ParamType[str]
+else:  # generic since click 8.4
+    StringType = click.ParamType
+
+
+class ModelArgument(StringType):
+    """A model: a file, or ``zoo:NAME``."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = [f"zoo:{name}" for name in ZOO_NAMES]
+        found = [CompletionItem(name) for name in names if incomplete and name.startswith(incomplete)]
+        return found or click.Path().shell_complete(ctx, param, incomplete)
+
+
 def guarded(command: click.Command) -> None:
     """Runs a command and leaves the process with its exit code; the only place that catches errors."""
     debug = "--debug" in sys.argv
     try:
-        sys.exit(command.main(standalone_mode=False))
+        result = command.main(standalone_mode=False)
+        sys.stdout.flush()  # a full disk behind standard output is an error like any other
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        result = done.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        result = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
-        sys.exit(EXIT_ERROR)
-    except QtoolError as error:
-        if debug:
-            raise
-        click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
-        sys.exit(EXIT_ERROR)
+        _leave("interrupted: nothing half-written is left behind", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        _leave("", EXIT_ERROR)
     except Exception as error:
         if debug:
             raise
-        click.echo(f"internal error: {type(error).__name__}: {error} (--debug shows where)", err=True)
-        sys.exit(EXIT_ERROR)
+        _leave(_message(error), EXIT_ERROR)
+    sys.exit(result)
+
+
+def _message(error: Exception) -> str:
+    start = click.style("error", fg="red", bold=True)
+    if isinstance(error, QtoolError):
+        return f"{start}: {printable(str(error))}"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{start}: {printable(f'{where}{error.strerror or error}')}"
+    if isinstance(error, MemoryError):
+        return f"{start}: there is not enough memory; smaller batches need less"
+    return f"internal {start}: {type(error).__name__}: {printable(str(error))} (--debug shows where)"
+
+
+def printable(text: str) -> str:
+    """Text that may come from a file, with what could steer a terminal escaped; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    if message:
+        with contextlib.suppress(OSError):
+            click.echo(message, err=True)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # or Python complains again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

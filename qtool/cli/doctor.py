@@ -9,19 +9,21 @@ from typing import Any
 
 import click
 
-from qtool.cli.common import VERSION, Shared, shared_options
+from qtool.cli.common import Shared, qtool_version, shared_options
 
+NEEDED = ("numpy", "click", "pyyaml", "rich")
 EXTRAS = {"onnx": "onnx", "onnxruntime": "peers", "torch": "torch", "pillow": "images"}
 
 
 @click.command("doctor")
 @shared_options
 def command(shared: Shared) -> None:
-    """Tell what this machine has: CPU, instruction sets and kernels, optional packages.
+    """Tell what this machine has: CPU, instruction sets and kernels, optional packages. -v lists every kernel.
 
     \b
-    Example:
+    Examples:
       qtool doctor
+      qtool doctor --json
     """
     found = _findings(shared)
     if shared.json:
@@ -30,32 +32,32 @@ def command(shared: Shared) -> None:
     from qtool.cli.render import table
 
     rows = [
-        (key, value if isinstance(value, str) else ", ".join(value)) for key, value in found.items() if key != "kernels"
+        (key.replace("_", " "), value if isinstance(value, str) else ", ".join(value) or "none")
+        for key, value in found.items()
+        if key != "kernels"
     ]
-    shared.console.print(table("doctor", ("", ""), rows))
+    shared.show(table("doctor", ("", ""), rows))
     if shared.verbose:
         columns = ("family", "instruction set", "kernel", "tile")
-        shared.console.print(table("kernels", columns, [tuple(row.values()) for row in found["kernels"]]))
+        shared.show("", table("kernels", columns, [tuple(row.values()) for row in found["kernels"]]))
 
 
 def _findings(shared: Shared) -> dict[str, Any]:
-    import numpy as np
-
     from qtool import native
 
     isas = native.supported_isas()
     engine = "native kernels" if native.available() else f"NumPy reference, same bits but slow: {native.why_not()}"
     rows = native.kernels() if native.available() else ()
     return {
-        "qtool": VERSION,
+        "qtool": qtool_version(),
         "python": sys.version.split()[0],
-        "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "engine": engine,
-        "instruction sets": list(isas) or ["none"],
-        "chosen": shared.isa or (isas[-1] if isas else "NumPy"),
-        "packages": [f"{name} {_version(name)} (extra {extra})" for name, extra in EXTRAS.items()],
+        "instruction_sets": list(isas),
+        "chosen": native.choose_isa(shared.isa) if native.available() else "NumPy",
+        "packages": [f"{name} {_version(name)}" for name in NEEDED],
+        "extras": [f"{name} {_version(name)} (qtool[{extra}])" for name, extra in EXTRAS.items()],
         "kernels": [{"family": r.family, "isa": r.isa, "name": r.name, "tile": r.tile} for r in rows],
     }
 

@@ -6,62 +6,107 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import Shared, shared_options
+from qtool.cli.common import BACKENDS, ModelArgument, Shared, shared_options
 
 if TYPE_CHECKING:
     from qtool.ir import Graph, Node
 
 
 @click.command("inspect")
-@click.argument("model")
+@click.argument("model", type=ModelArgument())
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="fbgemm",
+    show_default=True,
+    help="Whose default qconfig says what would be quantized.",
+)
 @shared_options
-def command(shared: Shared, model: str) -> None:
+def command(shared: Shared, model: str, backend: str) -> None:
     """List a model's layers, shapes and sizes, and what would be quantized. MODEL is a file or zoo:NAME.
 
     \b
     Examples:
       qtool inspect model.npz
+      qtool inspect model.int8.npz
       qtool inspect zoo:mobilenet_v2 --json
     """
-    from qtool.cli.render import megabytes, table
     from qtool.pipeline import load_model
 
     graph = load_model(model)
-    layers = [_layer(graph, node) for node in graph.nodes]
+    layers = _layers(graph, backend)
     if shared.json:
-        shared.emit({"schema": "qtool.inspect/1", **_summary(graph), "layers": layers})
-        return
-    rows = [
-        (row["name"], row["op"], row["shape"], megabytes(row["bytes"]) if row["bytes"] else "-", row["quantization"])
-        for row in layers
+        shared.emit({"schema": "qtool.inspect/1", **_summary(graph, layers), "layers": layers})
+    else:
+        _show(shared, graph, layers)
+
+
+def _layers(graph: Graph, backend: str) -> list[dict[str, Any]]:
+    from qtool.analysis.cost import macs_of
+    from qtool.engine.shapes import concrete_shapes, nominal_shapes
+
+    shapes = concrete_shapes(graph, nominal_shapes(graph))
+    states = {} if graph.is_quantized else _possibilities(graph, backend)
+    return [
+        {
+            "name": node.name,
+            "op": node.op,
+            "shape": _shape(graph, node.outputs[0]),
+            "bytes": sum(graph.initializers[name].nbytes for name in set(node.inputs) & graph.initializers.keys()),
+            "macs": macs_of(node, shapes),
+            "quantization": states.get(node.name) or _state(graph, node),
+        }
+        for node in graph.nodes
     ]
-    columns = ("layer", "operator", "output", "weights", "quantization" if graph.is_quantized else "would be")
-    shared.console.print(table(graph.name, columns, rows, numeric=(3,)))
-    summary = _summary(graph)
-    for name in ("inputs", "outputs"):
-        shared.console.print(f"{name}: {', '.join(f'{key} {value}' for key, value in summary[name].items())}")
-    shared.console.print(f"{len(layers)} nodes, {megabytes(summary['bytes'])} of weights, {summary['kind']}")
 
 
-def _summary(graph: Graph) -> dict[str, Any]:
+def _summary(graph: Graph, layers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "model": graph.name,
         "kind": f"int8, backend {graph.backend}" if graph.is_quantized else "float32",
         "bytes": graph.parameter_bytes(),
+        "macs": sum(layer["macs"] for layer in layers),
         "inputs": {name: _shape(graph, name) for name in graph.inputs},
         "outputs": {name: _shape(graph, name) for name in graph.outputs},
+        "meta": dict(graph.meta),
     }
 
 
-def _layer(graph: Graph, node: Node) -> dict[str, Any]:
-    held = [graph.initializers[name].nbytes for name in node.inputs if name in graph.initializers]
-    return {
-        "name": node.name,
-        "op": node.op,
-        "shape": _shape(graph, node.outputs[0]),
-        "bytes": sum(held),
-        "quantization": _state(graph, node) if graph.is_quantized else _possibility(node),
-    }
+def _show(shared: Shared, graph: Graph, layers: list[dict[str, Any]]) -> None:
+    from qtool.cli.render import line, megabytes, plural, table
+
+    rows = [
+        (
+            row["name"],
+            row["op"],
+            row["shape"],
+            megabytes(row["bytes"]) if row["bytes"] else "-",
+            f"{row['macs'] / 1e6:.2f}" if row["macs"] else "-",
+            row["quantization"],
+        )
+        for row in layers
+    ]
+    last = "quantization" if graph.is_quantized else "would be"
+    columns = ("layer", "operator", "output", "constants", "million MACs", last)
+    shared.show(table(graph.name or "model", columns, rows, numeric=(3, 4)), "")
+    summary = _summary(graph, layers)
+    for name in ("inputs", "outputs"):
+        shared.show(line(f"{name}: {', '.join(f'{key} {value}' for key, value in summary[name].items())}"))
+    size = f"{megabytes(summary['bytes'])} of constants, {summary['macs'] / 1e6:.2f} million MACs a sample"
+    shared.show(line(f"{plural(len(layers), 'node')}, {size}, {summary['kind']}"))
+    for text in _origin(graph):
+        shared.show(line(text))
+
+
+def _origin(graph: Graph) -> list[str]:
+    """What the file records of how it was made; it may record anything."""
+    recipe, used = graph.meta.get("recipe"), graph.meta.get("calibration")
+    found = []
+    if isinstance(recipe, dict):
+        found.append(f"made by qtool {graph.meta.get('qtool')} from {recipe.get('model')}, mode {recipe.get('mode')}")
+    if isinstance(used, dict):
+        found.append(f"calibrated on {used.get('samples')} samples of {used.get('data')}, sha256 {used.get('sha256')}")
+    return found
 
 
 def _shape(graph: Graph, name: str) -> str:
@@ -70,15 +115,28 @@ def _shape(graph: Graph, name: str) -> str:
 
 
 def _state(graph: Graph, node: Node) -> str:
+    """How a node of a quantized model runs."""
     qparams = graph.values[node.outputs[0]].qparams
     if qparams is None:
-        return "dynamic" if node.op == "linear_dynamic" else "float32"
-    per_channel = "" if qparams.axis is None else f" per channel {qparams.axis}"
-    return f"{qparams.dtype.value}{per_channel}, scale {qparams.scale[0]:.4g}, zero point {qparams.zero_point[0]}"
+        return "int8 dynamic" if node.op == "linear_dynamic" else "float32"
+    if qparams.axis is not None:
+        return f"{qparams.dtype.value}, {qparams.scale.size} scales along axis {qparams.axis}"
+    return f"{qparams.dtype.value}, scale {qparams.scale[0]:.4g}, zero point {qparams.zero_point[0]}"
 
 
-def _possibility(node: Node) -> str:
-    from qtool.ops import get
+def _possibilities(graph: Graph, backend: str) -> dict[str, str]:
+    """What static quantization with the backend's default qconfig would make of each node of a float model."""
+    from qtool.errors import QuantizationError
+    from qtool.quantize.prepare import PrepareOptions, prepare
+    from qtool.recipe.presets import get_default_qconfig
+    from qtool.recipe.schema import Backend, Mode, Rule
 
-    rule = get(node.op).rule
-    return f"int8 ({rule.value})" if rule is not None else "float32"
+    rules = [Rule("", get_default_qconfig(backend))]
+    try:
+        prepared = prepare(graph, rules, PrepareOptions(Mode.STATIC, Backend(backend)))
+    except QuantizationError:
+        return dict.fromkeys((node.name for node in graph.nodes), "float32")
+    states = dict.fromkeys((node.name for node in graph.nodes), "fused")
+    states.update(dict.fromkeys(prepared.qconfigs, "int8"))
+    states.update({fallback.node: f"float32: {fallback.reason}" for fallback in prepared.fallbacks})
+    return states

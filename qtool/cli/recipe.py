@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import Shared, shared_options
+from qtool.cli.common import BACKENDS, Shared, shared_options
+
+if TYPE_CHECKING:
+    from qtool.pipeline import Checked
 
 
 @click.group("recipe")
@@ -31,42 +35,56 @@ def check(shared: Shared, recipe: Path, overrides: tuple[str, ...]) -> None:
     """Check a recipe against its model and data, and show which rule is for which layer. Nothing is quantized.
 
     \b
-    Example:
+    Examples:
       qtool recipe check configs/static.yaml
+      qtool recipe check configs/static.yaml --set 'qconfig_dict={"": accurate, fc: null}'
     """
-    from qtool.cli.render import rule_rows, table
     from qtool.pipeline import check_recipe
     from qtool.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    prepared = check_recipe(loaded)
-    fallbacks = [(fallback.node, fallback.op, fallback.reason) for fallback in prepared.fallbacks]
+    checked = check_recipe(loaded)
     if shared.json:
+        prepared = checked.prepared
         plain = {
             "schema": "qtool.recipe-check/1",
             "recipe": str(recipe),
             "resolved": dict(loaded.resolved),
             "quantized": sorted(prepared.qconfigs),
-            "fallbacks": [dict(zip(("layer", "op", "reason"), row, strict=True)) for row in fallbacks],
+            "fallbacks": [{"layer": f.node, "op": f.op, "reason": f.reason} for f in prepared.fallbacks],
             "rules": [{"key": row.key, "where": row.where, "matched": row.count} for row in prepared.matches.table],
+            "samples": {name: data.samples for name, data in _data(checked).items()},
         }
         shared.emit(plain)
-        return
+    else:
+        _show_check(shared, recipe, checked)
+
+
+def _data(checked: Checked) -> dict[str, Any]:
+    found = {"calibration": checked.calibration, "evaluation": checked.evaluation}
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def _show_check(shared: Shared, recipe: Path, checked: Checked) -> None:
+    from qtool.cli.render import RULE_COLUMNS, line, plural, rule_rows, table
+
+    prepared = checked.prepared
     rules = [(row.key, row.where, row.count, row.modules) for row in prepared.matches.table]
-    shared.console.print(table("rules", ("rule", "layers", "which", "from"), rule_rows(rules), numeric=(1,)))
-    if fallbacks:
-        shared.console.print(table("in float", ("layer", "operator", "why"), fallbacks))
+    shared.show(table("rules", RULE_COLUMNS, rule_rows(rules), numeric=(1,)), "")
+    if prepared.fallbacks:
+        rows = [(fallback.node, fallback.op, fallback.reason) for fallback in prepared.fallbacks]
+        shared.show(table("in float", ("layer", "operator", "why"), rows), "")
+    for name, data in _data(checked).items():
+        shared.show(line(f"{name}: {plural(data.samples, 'sample')} of {data.path}"))
     count = len(prepared.qconfigs)
-    shared.console.print(f"{recipe} is good: {count} of {count + len(fallbacks)} layers would be quantized")
+    shared.show(line(f"{recipe} is good: {count} of {count + len(prepared.fallbacks)} layers would be quantized"))
 
 
 @command.command("init")
 @click.option("--model", default="model.npz", show_default=True, help="The float model.")
 @click.option("--data", default="data.npz", show_default=True, help="Calibration and evaluation data.")
 @click.option("--result", default="model.int8.npz", show_default=True, help="Where the quantized model will go.")
-@click.option(
-    "--backend", type=click.Choice(["fbgemm", "x86", "onednn", "qnnpack"]), default="fbgemm", show_default=True
-)
+@click.option("--backend", type=click.Choice(BACKENDS), default="fbgemm", show_default=True)
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Standard output if not given.")
 def init(model: str, data: str, result: str, backend: str, output: Path | None) -> None:
     """Write a commented recipe to start from; it proposes the preset accurate.
@@ -92,7 +110,12 @@ def init(model: str, data: str, result: str, backend: str, output: Path | None) 
 
 @command.command("schema")
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for editors.
+
+    \b
+    Example:
+      qtool recipe schema > recipe.schema.json
+    """
     from qtool.recipe.jsonschema import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2))
@@ -101,8 +124,12 @@ def schema() -> None:
 @command.command("presets")
 @shared_options
 def presets(shared: Shared) -> None:
-    """List the presets that a qconfig can name, and what each does."""
-    from qtool.cli.render import table
+    """List the presets that a qconfig can name, and what each does.
+
+    \b
+    Example:
+      qtool recipe presets
+    """
     from qtool.recipe.presets import PRESETS
     from qtool.recipe.qconfigs import plain_qconfig
 
@@ -110,5 +137,7 @@ def presets(shared: Shared) -> None:
         plain = {name: {"summary": p.summary, "qconfig": plain_qconfig(p.qconfig)} for name, p in PRESETS.items()}
         shared.emit({"schema": "qtool.presets/1", "presets": plain})
         return
+    from qtool.cli.render import table
+
     rows = [(name, preset.summary, preset.source) for name, preset in PRESETS.items()]
-    shared.console.print(table("presets", ("name", "what", "PyTorch's name"), rows))
+    shared.show(table("presets", ("name", "what", "PyTorch's name"), rows))

@@ -1,39 +1,72 @@
-"""Reports as tables; functions give renderables and print nothing, so that tests can look at them."""
+"""Results as tables; functions give renderables and print nothing, so that tests can look at them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtool.report.types import Report
+from qtool.cli.common import printable
+from qtool.report.types import Accuracy, Latency, Report
 
 SHOWN_MODULES = 4
+RATES = ("top1", "top5")
+"""Metrics that are shares, and read best in per cent."""
+
+Row = Sequence[object]
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[int] = ()) -> Table:
-    """A plain table; the columns in ``numeric`` are right-aligned."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Row], numeric: Sequence[int] = ()) -> Table:
+    """A plain table; the columns in ``numeric`` are right-aligned and never broken."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     for position, column in enumerate(columns):
-        made.add_column(column, justify="right" if position in numeric else "left", overflow="fold")
+        if position in numeric:
+            made.add_column(column, justify="right", no_wrap=True)
+        else:
+            made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
+        made.add_row(*(Text(printable(str(cell))) for cell in row))
     return made
+
+
+def line(text: str, style: str = "") -> Text:
+    """A line of text as it is; no markup is read out of it."""
+    return Text(printable(text), style=style)
 
 
 def megabytes(count: int) -> str:
     """Bytes for people, in decimal units as file managers have them."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count} B"
 
 
 def decibels(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if abs(value) < float("inf") else "exact" if value > 0 else "lost"
+    if value is None:
+        return "-"
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "lost"
 
 
 def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def times(ratio: float, more: str, less: str) -> str:
+    """1.5 -> "1.50 times faster"; 0.5 -> "2.00 times slower"."""
+    return f"{ratio:.2f} times {more}" if ratio >= 1 else f"{1 / ratio:.2f} times {less}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def report(result: Report, *, verbose: bool = False) -> RenderableType:
@@ -46,25 +79,38 @@ def report(result: Report, *, verbose: bool = False) -> RenderableType:
         parts += ["", _fallbacks(result)]
     if result.gates:
         parts += ["", _gates(result)]
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
-    parts += ["", Text(f"written: {result.output}")]
+    if result.warnings:
+        parts += ["", *(line(f"warning: {warning}", "yellow") for warning in result.warnings)]
+    parts += ["", line(f"written: {result.output}")]
     return Group(*parts)
 
 
 def _summary(result: Report) -> Table:
     quantized = sum(layer.precision != "float32" for layer in result.layers)
     size = result.size
-    rows: list[Sequence[object]] = [
-        ("size", megabytes(size.float_bytes), megabytes(size.quant_bytes), f"{size.ratio:.2f} times smaller")
-    ]
-    if (accuracy := result.accuracy) is not None:
-        low = f"{accuracy.drop:+.4g} lost of {accuracy.n} samples"
-        rows.append((accuracy.metric, number(accuracy.float), number(accuracy.quant), low))
-    if (latency := result.latency) is not None:
-        detail = f"{latency.speedup:.2f} times faster ({latency.threads} thread, batch {latency.batch}, {latency.isa})"
-        rows.append(("latency", f"{latency.float_ms:.3f} ms", f"{latency.quant_ms:.3f} ms", detail))
+    saved = times(size.ratio, "smaller", "larger")
+    rows: list[Row] = [("size", megabytes(size.float_bytes), megabytes(size.quant_bytes), saved)]
+    if result.accuracy is not None:
+        rows.append(_accuracy_row(result.accuracy))
+    if result.latency is not None:
+        rows.append(_latency_row(result.latency))
     title = f"{result.model}: {result.mode}, {result.backend}, {quantized} of {len(result.layers)} layers in int8"
     return table(title, ("", "float32", "int8", ""), rows, numeric=(1, 2))
+
+
+def _accuracy_row(accuracy: Accuracy) -> Row:
+    drop = accuracy.drop
+    if accuracy.metric in RATES:
+        change = f"{abs(100 * drop):.2f} points {'gained' if drop < 0 else 'lost'} of {plural(accuracy.n, 'sample')}"
+        return accuracy.metric, percent(accuracy.float), percent(accuracy.quant), change
+    change = f"{number(abs(drop))} {'gained' if drop < 0 else 'lost'} of {plural(accuracy.n, 'sample')}"
+    return accuracy.metric, number(accuracy.float), number(accuracy.quant), change
+
+
+def _latency_row(latency: Latency) -> Row:
+    how = f"{plural(latency.threads, 'thread')}, batch {latency.batch}, {latency.isa}"
+    detail = f"{times(latency.speedup, 'faster', 'slower')} ({how})"
+    return "latency", f"{latency.float_ms:.3f} ms", f"{latency.quant_ms:.3f} ms", detail
 
 
 def _layers(result: Report) -> Table:
@@ -75,29 +121,35 @@ def _layers(result: Report) -> Table:
             layer.precision,
             megabytes(layer.weight_bytes) if layer.weight_bytes else "-",
             decibels(layer.sqnr_db),
-            f"{number(layer.low)} .. {number(layer.high)}" if layer.low is not None else "-",
+            number(layer.low, 3),
+            number(layer.high, 3),
             number(layer.scale),
             "-" if layer.zero_point is None else layer.zero_point,
+            layer.kernel,
         )
         for layer in result.layers
     ]
-    columns = ("layer", "operator", "runs in", "weights", "SQNR dB", "observed", "scale", "zero point")
-    return table("layers", columns, rows, numeric=(3, 4, 6, 7))
+    columns = ("layer", "operator", "runs in", "weights", "SQNR dB", "low", "high", "scale", "zero", "kernel")
+    return table("layers", columns, rows, numeric=(3, 4, 5, 6, 7, 8))
 
 
 def _rules(result: Report) -> Table:
     rows = rule_rows((rule.key, rule.where, rule.matched, rule.modules) for rule in result.rules)
-    return table("rules", ("rule", "layers", "which", "from"), rows, numeric=(1,))
+    return table("rules", RULE_COLUMNS, rows, numeric=(1,))
 
 
-def rule_rows(rules: Iterable[tuple[str, str, int, Sequence[str]]]) -> list[tuple[object, ...]]:
+RULE_COLUMNS = ("rule", "layers", "which", "from")
+
+
+def rule_rows(rules: Iterable[tuple[str, str, int, Sequence[str]]]) -> list[Row]:
     """Rows (rule, layers, which, from) of rules given as (key, where, count, modules)."""
-    return [(key or '""', count, _some(modules), where) for key, where, count, modules in rules]
+    return [(key or '""', count, some(modules), where) for key, where, count, modules in rules]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN_MODULES
-    return ", ".join(names[:SHOWN_MODULES]) + (f" and {more} more" if more > 0 else "")
+def some(names: Sequence[str], most: int = SHOWN_MODULES) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _fallbacks(result: Report) -> Table:

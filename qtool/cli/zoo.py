@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from qtool.cli.common import Shared, shared_options
+from qtool.cli.common import ZOO_NAMES, Shared, shared_options
 
 
 @click.command("zoo")
-@click.argument("name", required=False)
-@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the model.")
+@click.argument("name", required=False, metavar="[NAME]", type=click.Choice(ZOO_NAMES))
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write; NAME.npz.")
 @click.option(
     "--weights",
     "-w",
@@ -19,7 +19,7 @@ from qtool.cli.common import Shared, shared_options
     metavar="FILE.pth",
     help="A torchvision state dict; read without PyTorch. Random weights if not given.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
 @click.option("--classes", type=click.IntRange(1), help="Outputs of the classifier, 1000 if nothing tells.")
 @click.option("--image", type=click.IntRange(1), help="Side of the input, the architecture's own if not given.")
 @click.option("--transform-input", is_flag=True, help="As pretrained googlenet and inception_v3 want it.")
@@ -40,22 +40,24 @@ def command(shared: Shared, name: str | None, output: Path | None, weights: Path
 
 
 def _list(shared: Shared) -> None:
-    from qtool.cli.render import table
     from qtool.zoo import ZOO
 
     if shared.json:
         shared.emit({"schema": "qtool.zoo/1", "models": {name: entry.summary for name, entry in ZOO.items()}})
         return
+    from qtool.cli.render import table
+
     rows = [(name, f"3 x {entry.image} x {entry.image}", entry.summary) for name, entry in ZOO.items()]
-    shared.console.print(table("zoo", ("name", "input", "what"), rows))
+    shared.show(table("zoo", ("name", "input", "what"), rows))
 
 
 def _build(shared: Shared, name: str, output: Path, weights: Path | None, options: dict[str, int | None]) -> None:
-    from qtool.cli.render import megabytes
     from qtool.frontends.pth import read_state_dict
+    from qtool.ir.files import check_writable
     from qtool.ir.npz import save
     from qtool.zoo import build
 
+    check_writable(output)
     state = read_state_dict(weights) if weights else None
     graph = build(
         name,
@@ -69,6 +71,8 @@ def _build(shared: Shared, name: str, output: Path, weights: Path | None, option
     size = output.stat().st_size
     if shared.json:
         shared.emit({"schema": "qtool.zoo/1", "model": name, "output": str(output), "bytes": size})
-    else:
-        source = weights.name if weights else f"random weights, seed {options['seed']}"
-        shared.console.print(f"{output}: {name}, {source}, {megabytes(size)}")
+        return
+    from qtool.cli.render import line, megabytes
+
+    source = weights.name if weights else f"random weights, seed {options['seed']}"
+    shared.show(line(f"{output}: {name}, {source}, {megabytes(size)}"))

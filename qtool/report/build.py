@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from qtool import native
 from qtool.analysis.compare import Pair, compare_weights
 from qtool.ir import Graph, Node
 from qtool.ops import get
@@ -16,6 +17,9 @@ from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.calibrate import Calibrated
 from qtool.recipe.schema import Recipe
 from qtool.report.types import Accuracy, Fallback, Gate, Latency, Layer, Report, RuleRow, Size
+
+REFERENCE = "reference"
+"""What a session's profile calls the kernel of a node that runs on the NumPy reference."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Measured:
     size: Size
     accuracy: Accuracy | None = None
     latency: Latency | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    """The kernel that each node of the quantized model runs on, where its latency was measured."""
 
 
 def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measured: Measured) -> Report:
@@ -38,10 +44,10 @@ def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measu
         size=measured.size,
         accuracy=measured.accuracy,
         latency=measured.latency,
-        layers=_layers(calibrated, lower_qdq(quantized)),
+        layers=_layers(calibrated, lower_qdq(quantized), measured.kernels),
         fallbacks=tuple(Fallback(f.node, f.op, f.reason) for f in prepared.fallbacks),
         rules=tuple(RuleRow(row.key, row.where, row.count, row.modules) for row in prepared.matches.table),
-        warnings=calibrated.warnings,
+        warnings=(*calibrated.warnings, *_engine_warnings(measured)),
         gates=_gates(recipe, measured),
         provenance=provenance(quantized),
     )
@@ -53,27 +59,37 @@ def provenance(quantized: Graph) -> Mapping[str, Any]:
     return {**kept, "host": {"machine": platform.machine(), "system": platform.system(), "numpy": np.__version__}}
 
 
-def _layers(calibrated: Calibrated, lowered: Graph) -> tuple[Layer, ...]:
+def _engine_warnings(measured: Measured) -> list[str]:
+    """What makes the latency less than it could be."""
+    if measured.latency is None:
+        return []
+    if not native.available():
+        return [f"latency is that of the NumPy reference, which is slow: {native.why_not()}"]
+    slow = sorted(node for node, kernel in measured.kernels.items() if kernel == REFERENCE)
+    some = ", ".join(slow[:4]) + (f" and {len(slow) - 4} more" if len(slow) > 4 else "")
+    return [f"{some}: no native kernel, so the NumPy reference runs there (same numbers, slow)"] if slow else []
+
+
+def _layers(calibrated: Calibrated, lowered: Graph, kernels: Mapping[str, str]) -> tuple[Layer, ...]:
     errors = {row.layer: row.sqnr_db for row in compare_weights(Pair(calibrated.prepared.graph, lowered))}
-    return tuple(_layer(calibrated, lowered, node, errors) for node in calibrated.prepared.graph.nodes)
+    rows = (_layer(calibrated, lowered, node) for node in calibrated.prepared.graph.nodes)
+    return tuple(replace(row, sqnr_db=errors.get(row.name), kernel=kernels.get(row.name, "")) for row in rows)
 
 
-def _layer(calibrated: Calibrated, lowered: Graph, node: Node, errors: Mapping[str, float]) -> Layer:
-    name, out = node.scope or node.name, node.outputs[0]
+def _layer(calibrated: Calibrated, lowered: Graph, node: Node) -> Layer:
+    out = node.outputs[0]
     qparams, seen = calibrated.activations.get(out), calibrated.ranges.get(out)
-    quantized = node.name in calibrated.prepared.qconfigs
-    if not quantized:
-        return Layer(name, node.op, "float32", _weight_bytes(lowered, node, quantized=False))
+    if node.name not in calibrated.prepared.qconfigs:
+        return Layer(node.name, node.op, "float32", _weight_bytes(lowered, node, quantized=False))
     return Layer(
-        name,
+        node.name,
         node.op,
         "int8" if qparams is not None else "int8 dynamic",
         _weight_bytes(lowered, node, quantized=True),
-        errors.get(name),
-        float(qparams.scale[0]) if qparams else None,
-        int(qparams.zero_point[0]) if qparams else None,
-        seen.low if seen else None,
-        seen.high if seen else None,
+        scale=float(qparams.scale[0]) if qparams else None,
+        zero_point=int(qparams.zero_point[0]) if qparams else None,
+        low=seen.low if seen else None,
+        high=seen.high if seen else None,
     )
 
 

@@ -1,0 +1,50 @@
+"""What operators cost by their shapes: multiplications, and bytes that have to be moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from qtool.ir import Graph, Node
+
+Sizes = tuple[int, ...]
+Shapes = Mapping[str, Sizes]
+
+CONVOLUTIONS = ("conv1d", "conv2d")
+LINEARS = ("linear", "linear_dynamic")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``macs`` multiply-accumulate operations; ``bytes`` read and written, each value once, as it is stored."""
+
+    macs: int
+    bytes: int
+
+
+def macs_of(node: Node, shapes: Shapes) -> int:
+    """Products that are summed by a convolution, linear or matmul; 0 for every other operator."""
+    result = math.prod(shapes[node.outputs[0]])
+    if node.op in CONVOLUTIONS:  # weight (outputs, inputs of a group, kernel...)
+        return result * math.prod(shapes[node.inputs[1]][1:])
+    if node.op in LINEARS:  # weight (outputs, inputs)
+        return result * shapes[node.inputs[1]][1]
+    if node.op == "matmul":
+        return result * shapes[node.inputs[0]][-1]
+    return 0
+
+
+def cost_of(graph: Graph, nodes: Iterable[Node], shapes: Shapes) -> Cost:
+    """The cost of nodes that run together: what one of them makes for another is neither read nor written."""
+    listed = list(nodes)
+    made = {out for node in listed for out in node.outputs}
+    read = {name for node in listed for name in node.inputs if name} - made
+    inside = {node.name for node in listed}
+    written = {
+        name
+        for name in made
+        if name in graph.outputs or any(reader.name not in inside for reader in graph.consumers[name])
+    }
+    moved = sum(math.prod(shapes[name]) * graph.values[name].dtype.numpy.itemsize for name in read | written)
+    return Cost(sum(macs_of(node, shapes) for node in listed), moved)

@@ -1,0 +1,111 @@
+"""``qtool bench``: latency of models in float32 and int8."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtool.cli.common import BACKENDS, ModelArgument, Shared, qtool_version, shared_options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from qtool.analysis.bench import BenchResult, BenchRow
+
+DEFAULTS = ("zoo:resnet18", "zoo:mobilenet_v2")
+
+
+@click.command("bench")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", type=ModelArgument())
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="fbgemm",
+    show_default=True,
+    help="The int8 arithmetic of models that are quantized here.",
+)
+@click.option("--batch", type=click.IntRange(1, 1 << 20), default=1, show_default=True, help="Samples an inference.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, 3600, min_open=True), default=2.0, show_default=True, help="For each row."
+)
+@click.option("--per-op", is_flag=True, help="Time of every operator as well.")
+@click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Operators shown; 0 for all.")
+@shared_options
+def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **options: Any) -> None:
+    """Measure the latency of models in float32 and int8, in turns; zoo:resnet18 and zoo:mobilenet_v2 if none is given.
+
+    A float MODEL is also quantized with the backend's default qconfig, calibrated on random inputs: right for timing,
+    and for nothing else. Models of one name, such as a float file and what was quantized from it, are run in turns.
+    Inputs are random; sizes other than the batch that are only known at run time are 128.
+
+    \b
+    Examples:
+      qtool bench --backend qnnpack
+      qtool bench float.npz quant.npz --threads 2 --batch 16
+      qtool bench zoo:resnet18 --per-op
+    """
+    from qtool.analysis.bench import SCHEMA, BenchOptions, contenders, run_bench
+    from qtool.pipeline import load_model
+    from qtool.recipe.schema import Backend
+
+    loaded = []
+    with shared.progress("load", len(models or DEFAULTS)) as progress:
+        for done, model in enumerate(models or DEFAULTS, 1):
+            loaded.append((model, load_model(model)))
+            progress(done)
+    wanted = BenchOptions(Backend(backend), options["batch"], options["seconds"], per_op=options["per_op"])
+    engine, results = shared.engine, []
+    for group in contenders(loaded, wanted.backend, engine):
+        with shared.progress(f"time {group[0].graph.name}", 100) as progress:
+            result = run_bench(group, wanted, engine, progress)
+        results.append(result)
+        if not shared.json:
+            shared.show(*_tables(result, top))
+    if shared.json:
+        machine = {"qtool": qtool_version(), "seconds": wanted.seconds, "backend": backend}
+        shared.emit({"schema": SCHEMA, **machine, "models": [result.to_json() for result in results]})
+
+
+def _tables(result: BenchResult, top: int) -> list[RenderableType]:
+    from qtool.cli.render import line, plural, some, table
+
+    columns = ("", "min ms", "median ms", "p90 ms", "GOP/s", "speed-up", "model")
+    title = f"{result.model}: {plural(result.threads, 'thread')}, batch {result.batch}, {result.rows[0].isa}"
+    parts: list[RenderableType] = [table(title, columns, map(_cells, result.rows), numeric=(1, 2, 3, 4, 5)), ""]
+    for row in result.rows:
+        if row.fallbacks and row.isa != "NumPy":
+            text = f"{row.precision}: {some(tuple(row.fallbacks))}: no native kernel, so the NumPy reference runs there"
+            parts += [line(text, "yellow"), ""]
+        if row.operators:
+            parts += [_operators(row, top), ""]
+    return parts
+
+
+def _cells(row: BenchRow) -> tuple[object, ...]:
+    name = f"{row.precision} {row.backend}".rstrip()
+    times = [f"{ms:.3f}" for ms in (row.min_ms, row.median_ms, row.p90_ms)]
+    return name, *times, f"{row.gops:.1f}", "-" if row.speedup is None else f"{row.speedup:.2f}", row.source
+
+
+def _operators(row: BenchRow, top: int) -> RenderableType:
+    from qtool.analysis.bench import slowest
+    from qtool.cli.render import megabytes, table
+
+    shown = slowest(row.operators, top)
+    cells = [
+        (
+            operator.layer,
+            operator.op,
+            f"{operator.ms:.4f}",
+            f"{100 * operator.share:.1f}",
+            f"{operator.gops:.1f}" if operator.gops else "-",
+            megabytes(operator.bytes),
+            operator.kernel,
+        )
+        for operator in shown
+    ]
+    count = len(row.operators)
+    title = f"{row.precision}, operators" + (f": the slowest {len(shown)} of {count}" if len(shown) < count else "")
+    columns = ("layer", "operator", "ms", "%", "GOP/s", "bytes", "kernel")
+    return table(title, columns, cells, numeric=(2, 3, 4, 5))

@@ -1,0 +1,173 @@
+"""``qtool compare``: the Numeric Suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtool.cli.common import ModelArgument, Shared, shared_options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from qtool.analysis.compare import Advice, Comparison, LayerError
+    from qtool.ir import Graph
+
+BATCH, BATCHES = 8, 8
+"""Activations of all layers are held for one batch, so that batches are small."""
+
+
+@click.command("compare")
+@click.argument("float_model", metavar="FLOAT", type=ModelArgument())
+@click.argument("quant_model", metavar="QUANT", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="An .npz, .npy, or a folder of them.")
+@click.option("--split", default="", help="The part of the data to use.")
+@click.option("--batch-size", type=click.IntRange(1), default=BATCH, show_default=True, help="Samples a batch.")
+@click.option("--batches", type=click.IntRange(1), default=BATCHES, show_default=True, help="Number of batches.")
+@click.option("--weights-only", is_flag=True, help="Compare weights only; no data are needed.")
+@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Layers a table shows; 0 for all.")
+@shared_options
+def command(shared: Shared, float_model: str, quant_model: Path, top: int, **data: Any) -> None:
+    """Compare a quantized model with its float one, layer by layer, the worst first; say what to change.
+
+    \b
+    weights   float against int8 weights
+    outputs   what each layer gives in both models on the same data: the error of all layers so far
+    shadow    each int8 layer beside its float twin on the same input: the error of this layer alone,
+              and of that what its output's rounding does, and the share of values cut off by the range
+
+    Ratios are signal to quantization noise in dB: 20 is a tenth of the amplitude, 40 a hundredth.
+
+    Without --data the calibration data that QUANT records are used if they are still there, else random inputs.
+
+    \b
+    Examples:
+      qtool compare float.npz quant.npz
+      qtool compare float.npz quant.npz --data images.npz --split test --batches 16
+      qtool compare float.npz quant.npz --weights-only --top 0
+    """
+    from qtool.analysis.compare import compare
+    from qtool.pipeline import load_model
+
+    graphs = load_model(float_model), load_model(quant_model)
+    batches, source, total = _batches(graphs, quant_model, data)
+    with shared.progress("compare", total) as progress:
+        engine = shared.engine
+        found = compare(*graphs, batches, threads=engine.threads, isa=engine.isa, progress=progress)
+    if shared.json:
+        models = {"float": str(float_model), "quantized": str(quant_model), "data": source}
+        plain = found.to_json()
+        shared.emit({"schema": plain.pop("schema"), **models, **plain})
+    else:
+        shared.show(*_tables(found, source, top))
+
+
+def _batches(
+    graphs: tuple[Graph, Graph], quant_model: Path, options: Mapping[str, Any]
+) -> tuple[Iterable[Mapping[str, Any]], str, int]:
+    """The batches, where they come from, and how many samples they hold."""
+    from qtool.quantize.data import open_data
+    from qtool.recipe.schema import DataConfig
+    from qtool.report.provenance import recorded_calibration
+
+    if options["weights_only"]:
+        if options["data"] is not None:
+            raise click.UsageError("--weights-only uses no --data")
+        return (), "none", 0
+    if options["data"] is not None:
+        config: DataConfig | None = DataConfig(options["data"], options["split"])
+    elif options["split"]:
+        raise click.UsageError("--split says which part of --data to use; give --data too")
+    else:
+        config = recorded_calibration(graphs[1], quant_model)
+    if config is None:
+        return _random(graphs[0], options), "random inputs, seed 0", options["batch_size"] * options["batches"]
+    data = open_data(_limited(config, options), graphs[0])
+    split = f" ({config.split})" if config.split else ""
+    kind = "" if options["data"] is not None else ", the calibration data"
+    return data.feeds(), f"{data.path}{split}{kind}", data.samples
+
+
+def _limited(config: Any, options: Mapping[str, Any]) -> Any:
+    from dataclasses import replace
+
+    return replace(config, batch_size=options["batch_size"], batches=options["batches"])
+
+
+def _random(graph: Graph, options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    from qtool.analysis.latency import random_feeds
+
+    for seed in range(options["batches"]):
+        yield random_feeds(graph, options["batch_size"], seed)
+
+
+def _tables(found: Comparison, source: str, top: int) -> list[RenderableType]:
+    from qtool.cli.render import decibels, line, percent, plural
+
+    parts: list[RenderableType] = [_errors("weights", found.weights, top)]
+    if found.samples:
+        parts += ["", _errors("outputs", found.outputs, top), "", _shadows(found.shadow, top), ""]
+        parts.append(line(f"data: {plural(found.samples, 'sample')} of {source}"))
+        for row in found.model:
+            parts.append(line(f"output '{row.layer}': {decibels(row.sqnr_db)} dB, cosine {row.cosine:.5f}"))
+        if found.agreement is not None:
+            parts.append(line(f"both models choose the same class for {percent(found.agreement)} of the samples"))
+    parts += ["", *_advice(found.advice)]
+    return parts
+
+
+def _errors(title: str, rows: Sequence[LayerError], top: int) -> RenderableType:
+    from qtool.cli.render import decibels, number, table
+
+    shown = rows[:top] if top else rows
+    cells = [(r.layer, r.op, decibels(r.sqnr_db), number(r.max_error, 3), f"{r.cosine:.5f}") for r in shown]
+    return table(_title(title, shown, rows), ("layer", "operator", "SQNR dB", "max error", "cosine"), cells, (2, 3, 4))
+
+
+def _shadows(rows: Sequence[LayerError], top: int) -> RenderableType:
+    from qtool.cli.render import decibels, number, percent, table
+
+    shown = rows[:top] if top else rows
+    cells = [
+        (r.layer, r.op, decibels(r.sqnr_db), number(r.max_error, 3), decibels(r.rounding_db), percent(r.clipped))
+        for r in shown
+    ]
+    columns = ("layer", "operator", "SQNR dB", "max error", "rounding dB", "cut off")
+    return table(_title("shadow", shown, rows), columns, cells, (2, 3, 4, 5))
+
+
+def _title(name: str, shown: Sequence[LayerError], rows: Sequence[LayerError]) -> str:
+    return name if len(shown) == len(rows) else f"{name}: the worst {len(shown)} of {len(rows)}"
+
+
+def _advice(advice: Sequence[Advice]) -> list[RenderableType]:
+    from qtool.cli.render import line, some
+
+    if not advice:
+        return [line("no layer is bad: there is nothing to change")]
+    lines = []
+    for item in advice:
+        where = f"{some(item.layers)}: " if item.layers else ""
+        lines.append(line(f"{where}{item.text}", "yellow"))
+        if item.qconfig_dict:
+            lines.append(line("  qconfig_dict:"))
+            lines += [line(f"    {_key(key)}: {_yaml(value)}") for key, value in item.qconfig_dict.items()]
+    return list(lines)
+
+
+def _key(key: str) -> str:
+    """A rule's key, quoted where YAML would read something else."""
+    return key if key.replace(".", "").replace("_", "").isalnum() and not key[0].isdigit() else json.dumps(key)
+
+
+def _yaml(value: Any) -> str:
+    """A plain value in YAML's flow style."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
