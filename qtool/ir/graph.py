@@ -40,8 +40,8 @@ class Node:
     """One operator. ``inputs`` holds value names, ``""`` for an optional input left out.
 
     ``scope`` is the module path, such as ``layer1.0.conv1``: the keys of ``qconfig_dict`` are matched on it.
-    ``graphs`` are the bodies of ``if``, ``loop`` and ``scan``. They are closed: whatever a body reads from outside is an
-    input of the node and of the body.
+    ``graphs`` are the bodies of ``if``, ``loop`` and ``scan``. They are closed: whatever a body reads from outside
+    is an input of the node and of the body.
     """
 
     op: str

@@ -43,12 +43,6 @@ def verify(graph: Graph) -> None:
     """Raises ModelError that names the node or value for the first rule of ``RULES`` that is broken."""
     for rule in RULES:
         rule(graph)
-    for node in graph.nodes:
-        for name, body in node.graphs.items():
-            try:
-                verify(body)
-            except ModelError as error:
-                raise ModelError(f"{_node(node)}, body {shown(name)}: {error}") from error
 
 
 def _bodies_are_bounded(graph: Graph) -> None:
@@ -247,6 +241,15 @@ def _attrs_are_plain(graph: Graph) -> None:
                 )
 
 
+def _bodies_are_sound(graph: Graph) -> None:
+    for node in graph.nodes:
+        for name, body in node.graphs.items():
+            try:
+                verify(body)
+            except ModelError as error:
+                raise ModelError(f"{_node(node)}, body {shown(name)}: {error}") from error
+
+
 def _is_plain(attr: Attr, depth: int) -> bool:
     if isinstance(attr, tuple):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in attr)
@@ -285,5 +288,6 @@ RULES: tuple[Callable[[Graph], None], ...] = (
     _nothing_dangles,
     _qparams_are_sound,
     _attrs_are_plain,
+    _bodies_are_sound,
 )
 """In this order: each may rely on those before it."""
