@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from int8_cases import MAKERS, SEEDS, TABLES, Int8Case, Operand, call_of, evaluate, some_params
+from int8_cases import MAKERS, SEEDS, TABLES, Int8Case, Operand, call_of, evaluate, graph_of, some_params
 
 from qtool.engine import dynamic, int8, requantize, tables
+from qtool.engine.overflow import check_accumulators
 from qtool.engine.requantize import Accumulate, AccumulateOperands, Arithmetic
 from qtool.errors import QuantizationError
 from qtool.ir import DType, QParams
@@ -160,6 +161,18 @@ def test_an_accumulator_that_could_overflow_names_its_layer():
     with pytest.raises(QuantizationError, match="layer 'fc1': its int32 accumulator can reach 2266950000"):
         requantize.check_accumulator("fc1", weight, x, params)
     assert requantize.check_accumulator("fc1", weight[:, :60_000], x, params) == ()
+
+
+@pytest.mark.parametrize("backend", sorted(requantize.ARITHMETICS))
+def test_a_graph_is_looked_at_layer_by_layer(backend):
+    rng = np.random.default_rng(0)
+    for family in ("linear", "conv1d", "conv2d", "conv2d_add", "add", "linear_dynamic"):
+        graph = graph_of(MAKERS[family](rng, backend))
+        assert check_accumulators(graph) == ()
+    case = MAKERS["linear"](rng, backend)
+    tiny = replace(case, out=replace(case.out, scale=np.array([1e-9], F32)), attrs={})
+    (warning,) = check_accumulators(graph_of(tiny))
+    assert warning.startswith("layer 'node': its requantization scale is")
 
 
 def test_odd_scales_are_warned_of():
