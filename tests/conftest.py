@@ -83,5 +83,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     )
     terminalreporter.line(f"covered: {', '.join(isas) or 'none'}; this CPU has {', '.join(native.supported_isas())}")
     missing = _uncovered()
-    if missing and _is_whole_run(terminalreporter.config):
+    if missing and _is_whole_run(terminalreporter.config, exitstatus):
         terminalreporter.line(f"FAILED: no test ran {', '.join(missing)}", red=True)
