@@ -42,6 +42,8 @@ class PoolOp : public Op {
     const bool is_pool = args.kind == QT_POOL_MAX || args.kind == QT_POOL_AVERAGE;
     require(is_pool, "there is no such pool");
     require(args.in_height > 0 && args.in_width > 0 && args.out_height > 0 && args.out_width > 0, "a pool of no pixels");
+    // Every line of windows is looked at before the buffers are: there must not be billions of them.
+    require(args.out_height <= 1 << 24 && args.out_width <= 1 << 24 && args.channels > 0, "a pool of too many pixels, or no channels");
     if (args.adaptive == 0) check_window();
     if (sizeof(T) == 1 && args.kind == QT_POOL_AVERAGE) check_scales();
     checked_product({args.batch, args.in_height, args.in_width, args.channels, int64_t{sizeof(T)}});
