@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from qtool.engine.session import Session
 
+from qtool.engine.session import Session
 from qtool.errors import DataError, QtoolError, QuantizationError
 from qtool.ir import Array, QParams
 from qtool.ops import QuantRule, get

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from qtool.engine.overflow import check_accumulators
 from qtool.ir import Graph, Json, Node, QParams, Value, remake
 from qtool.ops import QuantRule, get
 from qtool.passes import lower_qdq, quantized_name
@@ -21,13 +22,16 @@ def convert(calibrated: Calibrated, *, debug: bool = False, meta: Mapping[str, J
     """The quantized graph. ``debug`` keeps float weights and explicit quantize and dequantize nodes around float
     operators; both give the same outputs, bit for bit, since the int8 graph is made from the other one.
 
-    Graph inputs and outputs stay float32 and keep their names.
+    Graph inputs and outputs stay float32 and keep their names. Raises QuantizationError, naming the layer, where an
+    int32 accumulator could overflow.
     """
     prepared = calibrated.prepared
     explicit = _dynamic(calibrated) if prepared.options.mode is Mode.DYNAMIC else _static(calibrated)
     recorded = {**prepared.graph.meta, **(meta or {}), "debug": debug, "fusion": prepared.fusion.to_json()}
     explicit = replace(explicit, backend=prepared.options.backend.value, meta=recorded)
-    return explicit if debug else lower_qdq(explicit)
+    lowered = lower_qdq(explicit)
+    check_accumulators(lowered)
+    return explicit if debug else lowered
 
 
 @dataclass(frozen=True)

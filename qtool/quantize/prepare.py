@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from qtool.recipe.match import Matches, resolve
-
 from qtool.errors import QuantizationError
 from qtool.ir import DType, Graph, Node
 from qtool.ops import QuantRule, get
 from qtool.passes import Fusion, fuse
 from qtool.quantize.groups import ObserverGroup, activation_inputs, make_groups
 from qtool.quantize.stubs import region_of
+from qtool.recipe.match import Matches, resolve
 from qtool.recipe.schema import Backend, Mode, QConfig, Rule, Stubs
 
 DYNAMIC_OPS = ("linear",)

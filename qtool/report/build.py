@@ -11,6 +11,7 @@ import numpy as np
 
 from qtool import native
 from qtool.analysis.compare import Pair, compare_weights
+from qtool.engine.overflow import check_accumulators
 from qtool.ir import Graph, Node
 from qtool.ops import get
 from qtool.passes import lower_qdq, quantized_name
@@ -35,7 +36,7 @@ class Measured:
 
 def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measured: Measured) -> Report:
     """The report of one run of ``qtool quantize``."""
-    prepared = calibrated.prepared
+    prepared, lowered = calibrated.prepared, lower_qdq(quantized)
     return Report(
         model=str(recipe.model),
         output=str(recipe.output),
@@ -44,10 +45,10 @@ def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measu
         size=measured.size,
         accuracy=measured.accuracy,
         latency=measured.latency,
-        layers=_layers(calibrated, lower_qdq(quantized), measured.kernels),
+        layers=_layers(calibrated, lowered, measured.kernels),
         fallbacks=tuple(Fallback(f.node, f.op, f.reason) for f in prepared.fallbacks),
         rules=tuple(RuleRow(row.key, row.where, row.count, row.modules) for row in prepared.matches.table),
-        warnings=(*calibrated.warnings, *_engine_warnings(measured)),
+        warnings=(*calibrated.warnings, *check_accumulators(lowered), *_engine_warnings(measured)),
         gates=_gates(recipe, measured),
         provenance=provenance(quantized),
     )
