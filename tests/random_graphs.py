@@ -144,6 +144,16 @@ class RandomGraph:
         back = tuple(int(axis) for axis in np.argsort(order))
         return self._same("permute", moved, dims=back)
 
+    def _norm(self, x: str) -> str | None:
+        """Float only: a batch norm, or a softmax over the channels or the columns."""
+        if self._quantized:
+            return None
+        if self._rng.random() < 0.5:
+            return self._b.node("softmax", [x], dim=int(self._rng.choice([1, 3])))
+        arrays = self._rng.uniform(0.5, 2, (4, self._shape(x)[1])).astype(np.float32)
+        key = self._rng.integers(1 << 40)
+        return self._b.node("batch_norm", [x, *(self._b.param(f"norm{key}.{i}", a) for i, a in enumerate(arrays))])
+
     def _identity(self, x: str) -> str:
         return self._same("dropout", x)
 
@@ -165,5 +175,5 @@ class RandomGraph:
 
     STEPS = (
         *(_conv, _conv, _conv, _residual, _residual, _clamped, _curve, _add_any, _squeeze_excite, _scalar, _cat),
-        *(_max_pool, _avg_pool, _slice, _transposed, _identity, _on_reference),
+        *(_max_pool, _avg_pool, _slice, _transposed, _identity, _on_reference, _norm),
     )

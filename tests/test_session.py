@@ -78,6 +78,38 @@ def test_threads_do_not_change_a_bit(quantized):
         _assert_same(Session(made.graph, threads=threads).run(feeds), one, exact=True)
 
 
+@need_native
+@pytest.mark.parametrize("quantized", [True, False])
+def test_sequences_change_between_channels_and_features(quantized):
+    """conv1d wants the channels first, linear and layer norm want them last: in memory that is the same."""
+    rng = np.random.default_rng(0)
+    b = Builder("sequence")
+    steps = iter([QParams.per_tensor(scale, 120, DType.UINT8) if quantized else None for scale in (0.03,) * 9])
+
+    def weight(name: str, *shape: int) -> str:
+        stored = rng.integers(-100, 100, shape)
+        if quantized:
+            return b.param(name, stored.astype(np.int8), QParams.per_tensor(0.003, 0, DType.INT8))
+        return b.param(name, (stored * 0.003).astype(np.float32))
+
+    x = b.input("x", ("N", 6, 11))
+    y = b.node("quantize", [x], "start", next(steps)) if quantized else x
+    y = b.node("conv1d", [y, weight("w1", 8, 6, 3)], "conv", kept := next(steps), padding=((1, 1),))
+    y = b.node("transpose", [y], "turned", kept, dim0=1, dim1=2)
+    y = b.node("linear", [y, weight("w2", 20, 8)], "linear", next(steps), activation="relu")
+    shape = {"normalized_shape": (20,)}
+    y = b.node("layer_norm", [y, b.param("gain", rng.random(20, np.float32))], "norm", kept := next(steps), **shape)
+    y = b.node("permute", [y], "back", kept, dims=(0, 2, 1))
+    y = b.node("conv1d", [y, weight("w3", 5, 20, 2)], "last", next(steps), stride=(2,))
+    graph = b.finish([y], "fbgemm" if quantized else "")
+    feeds = {"x": rng.standard_normal((3, 6, 11)).astype(np.float32)}
+    session = Session(graph)
+    _assert_same(session.run(feeds), reference.run(graph, feeds), exact=quantized)
+    assert list(session.fallbacks) == (["norm"] if quantized else [])
+    moves = [row.node for row in session.profile(feeds) if row.kernel.startswith("layout")]
+    assert not {"turned", "back"} & set(moves)
+
+
 # ---- what runs together -----------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qtool.engine import reference
-from qtool.engine.lowering import Binding, Role, Segment, Source, Step, lower, make_groups
+from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
 from qtool.ir import Array, Graph, Node
 from qtool.native import Buffer, Op, Plan
@@ -87,7 +87,7 @@ class NativePart:
         for name in outputs:
             segment.node = name
             segment.leave(name)
-        self._steps = segment.steps
+        self._nodes = [step.node for step in segment.steps]
         self._bindings = [segment.bindings[buffer] for buffer in sorted(segment.bindings)]
         self._shapes = {name: (source.shapes[name], source.value(name).dtype.numpy) for name in outputs}
         self._plan = _make_plan(segment, machine)
@@ -102,8 +102,7 @@ class NativePart:
     def profile(self, arrays: Arrays) -> tuple[dict[str, Array], list[Timing]]:
         results = self._empty()
         seconds = self._plan.profile(*self._bound(arrays, results))
-        rows = zip(self._steps, self._plan.kernels, seconds, strict=True)
-        return results, [Timing(step.node, kernel, time_) for step, kernel, time_ in rows]
+        return results, list(map(Timing, self._nodes, self._plan.kernels, seconds))
 
     @property
     def bytes(self) -> int:
@@ -193,16 +192,3 @@ def needed_outputs(graph: Graph, parts: Iterable[Sequence[Node]]) -> list[tuple[
 def without_constants(graph: Graph, constants: Arrays) -> Graph:
     """The graph without the nodes whose outputs are known."""
     return replace(graph, nodes=tuple(node for node in graph.nodes if node.outputs[0] not in constants))
-
-
-__all__ = [
-    "Machine",
-    "NativePart",
-    "Part",
-    "ReferencePart",
-    "Step",
-    "Timing",
-    "constant_values",
-    "needed_outputs",
-    "without_constants",
-]

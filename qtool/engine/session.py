@@ -58,7 +58,6 @@ class Session:
         self.engine = "native" if engine != "reference" and native.available() else "reference"
         self._machine = Machine(native.choose_isa(isa), threads) if self.engine == "native" else None
         self._constants = constant_values(self.graph)
-        self._cache: dict[tuple[str, str], Array] = {}
         self._plans: OrderedDict[tuple[Sizes, ...], list[Part]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -129,7 +128,7 @@ class Session:
         return self._plans[key]
 
     def _source(self, shapes: Mapping[str, Sizes]) -> Source:
-        return Source(self.graph, shapes, self._constants, cache=self._cache)
+        return Source(self.graph, shapes, self._constants)
 
     def _unsupported(self, source: Source) -> dict[str, str]:
         nodes = without_constants(self.graph, self._constants).nodes

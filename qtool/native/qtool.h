@@ -5,6 +5,11 @@
 // shifted by 128 before they come here, which is exact), weights int8 with zero point 0.
 //
 // Every function may be called from any thread; one plan runs one inference at a time.
+//
+// Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY and PERMUTE exactly; for any other operator they need that slack too.
+// The output of LUT, SUNARY, QBINARY, SBINARY and SAFFINE may be the very bytes of their first input; every other output
+// must lie apart from the inputs.
 #ifndef QTOOL_H_
 #define QTOOL_H_
 

@@ -96,12 +96,12 @@ def optional(node: Node, position: int) -> str:
 
 
 def channels_last_weight(source: Source, name: str) -> Array:
-    """OIHW -> O, H, W, I (and OIL, OI alike), contiguous; kept for the session's other plans."""
+    """OIHW -> O, H, W, I (and OIL, OI alike), contiguous."""
     return arranged(source, name, "channels last", lambda w: np.moveaxis(w, 1, -1))
 
 
 def arranged(source: Source, name: str, how: str, arrange: Callable[[Array], Array]) -> Array:
-    """A constant in another order, made once a session."""
+    """A constant in another order, made once a plan."""
     key = (name, how)
     if key not in source.cache:
         source.cache[key] = np.ascontiguousarray(arrange(source.constant(name, "weight")))

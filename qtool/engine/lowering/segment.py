@@ -29,7 +29,7 @@ class Source:
     """What lowering reads: the graph with every shape known.
 
     ``constants`` are the initializers and what follows from them alone. ``wants`` says in which layout the readers of a
-    value want it. ``cache`` keeps arrangements of constants, which depend on no shape, for the session's other plans.
+    value want it. ``cache`` keeps arrangements of constants while one plan is made.
     """
 
     graph: Graph
