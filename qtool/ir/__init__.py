@@ -1,9 +1,10 @@
 """The graph and its file."""
 
-from qtool.ir.graph import Array, Attr, Graph, Json, Node, Value, constant, remake, rewire
+from qtool.ir.graph import EMPTY, Array, Attr, Graph, Json, Node, Value, constant, remake, rewire
 from qtool.ir.types import Dim, DType, QParams, Shape, TensorType
 
 __all__ = [
+    "EMPTY",
     "Array",
     "Attr",
     "DType",

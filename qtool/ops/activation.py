@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qtool.ir import Array, TensorType
-from qtool.ops.dims import axis_of, known, need_float, need_shape, product, spell
+from qtool.ops.dims import axis_of, need_float, need_numbers, need_shape, product, spell
 from qtool.ops.erf import erf
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
@@ -58,33 +58,39 @@ class SoftmaxAttrs(Attrs):
 
 
 def relu(x: Array) -> Array:
-    return np.maximum(x, np.float32(0))
+    return np.maximum(x, x.dtype.type(0))
+
+
+def _like(x: Array, number: float) -> Any:
+    """A number in the type of ``x``; what is too large for float16 becomes an infinity."""
+    with np.errstate(over="ignore"):
+        return x.dtype.type(number)
 
 
 def clamp(x: Array, low: float, high: float) -> Array:
-    return np.minimum(np.maximum(x, np.float32(low)), np.float32(high))
+    return np.minimum(np.maximum(x, _like(x, low)), _like(x, high))
 
 
 def hardswish(x: Array) -> Array:
     """x * relu6(x + 3) / 6 (Howard et al., Searching for MobileNetV3, 2019)."""
-    return x * clamp(x + np.float32(3), 0, 6) / np.float32(6)
+    return np.asarray(x * clamp(x + x.dtype.type(3), 0, 6) / x.dtype.type(6))
 
 
 def hardsigmoid(x: Array) -> Array:
-    return clamp(x + np.float32(3), 0, 6) / np.float32(6)
+    return np.asarray(clamp(x + x.dtype.type(3), 0, 6) / x.dtype.type(6))
 
 
 def sigmoid(x: Array) -> Array:
     with np.errstate(over="ignore"):  # exp(-x) of a very negative x is inf, and 1 / inf the right 0
-        return np.float32(1) / (np.float32(1) + np.exp(-x))
+        return np.asarray(x.dtype.type(1) / (x.dtype.type(1) + np.exp(-x)))
 
 
 def leaky_relu(x: Array, slope: float) -> Array:
-    return np.where(x > 0, x, x * np.float32(slope))
+    return np.where(x > 0, x, x * x.dtype.type(slope))
 
 
 def elu(x: Array, alpha: float) -> Array:
-    return np.where(x > 0, x, np.float32(alpha) * np.expm1(np.minimum(x, np.float32(0))))
+    return np.where(x > 0, x, x.dtype.type(alpha) * np.expm1(np.minimum(x, x.dtype.type(0))))
 
 
 def gelu(x: Array, approximate: str) -> Array:
@@ -92,13 +98,13 @@ def gelu(x: Array, approximate: str) -> Array:
     wide = x.astype(np.float64)
     if approximate == "tanh":
         inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
-        return np.asarray(0.5 * wide * (1 + np.tanh(inner)), np.float32)
-    return np.asarray(0.5 * wide * (1 + erf(wide / math.sqrt(2))), np.float32)
+        return np.asarray(0.5 * wide * (1 + np.tanh(inner)), x.dtype)
+    return np.asarray(0.5 * wide * (1 + erf(wide / math.sqrt(2))), x.dtype)
 
 
 def softmax(x: Array, dim: int) -> Array:
     powers = np.exp(x - x.max(axis=dim, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=dim, keepdims=True), np.float32)
+    return np.asarray(powers / powers.sum(axis=dim, keepdims=True), x.dtype)
 
 
 def prelu(x: Array, weight: Array) -> Array:
@@ -136,6 +142,11 @@ def _same(_: Attrs, x: TensorType) -> tuple[TensorType, ...]:
     return (x,)
 
 
+def _relu_type(_: Attrs, x: TensorType) -> tuple[TensorType, ...]:
+    need_numbers(x=x)
+    return (x,)
+
+
 def _clamp_type(attrs: ClampAttrs, x: TensorType) -> tuple[TensorType, ...]:
     check_limits(attrs.low, attrs.high)
     return _same(attrs, x)
@@ -150,7 +161,7 @@ def _prelu_type(_: NoAttrs, x: TensorType, weight: TensorType) -> tuple[TensorTy
     need_float(x=x, weight=weight)
     if product(weight.shape) != 1:
         require(len(x.shape) >= 2, f"x of shape {spell(x.shape)} with a slope a channel", "channels on axis 1")
-        need_shape("weight", weight, (known(x.shape[1], "channels"),))
+        need_shape("weight", weight, (x.shape[1],))
     return (x,)
 
 
@@ -176,7 +187,7 @@ UNIT = (1.0 / 256.0, 0)
 SYMMETRIC = (2.0 / 256.0, 128)
 """Parameters of an output in [-1, 1): PyTorch's ``default_fixed_qparams_range_neg1to1_observer``."""
 
-_unary("relu", lambda _, x: relu(x), SAME, "Relu")
+_unary("relu", lambda _, x: relu(x), SAME, "Relu", NoAttrs, _relu_type)
 _unary("relu6", lambda _, x: clamp(x, 0, 6), SAME)
 _unary("hardtanh", lambda a, x: clamp(x, a.low, a.high), SAME, "", HardtanhAttrs, _clamp_type)
 _unary("clamp", lambda a, x: clamp(x, a.low, a.high), SAME, "Clip", ClampAttrs, _clamp_type)

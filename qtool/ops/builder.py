@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from qtool.ir import Array, Attr, DType, Graph, Node, QParams, Shape, Value, constant
+from qtool.ir import EMPTY, Array, Attr, DType, Graph, Node, QParams, Shape, TensorType, Value, constant
 from qtool.ops.registry import infer_node
 
 
@@ -64,7 +64,7 @@ class Builder:
 
         The node is called ``<module path>``, or ``<module path>.<name>``, with a number where that is taken.
         """
-        return self.nodes(op, inputs, 1, name, qparams, **attrs)[0]
+        return self.nodes(op, inputs, 1, name, qparams, EMPTY, **attrs)[0]
 
     def nodes(
         self,
@@ -73,13 +73,14 @@ class Builder:
         outputs: int,
         name: str = "",
         qparams: QParams | None = None,
+        graphs: Mapping[str, Graph] = EMPTY,
         **attrs: Attr,
     ) -> tuple[str, ...]:
-        """As ``node``, for an operator with several outputs."""
+        """As ``node``, for an operator with several outputs, or with bodies."""
         full = self._free_name(".".join(filter(None, (self.path, name or ("" if self.path else op)))))
         names = tuple(full if outputs == 1 else f"{full}.{i}" for i in range(outputs))
-        node = Node(op, full, tuple(inputs), names, attrs, self.path)
-        types = infer_node(node, [self._values[i].type if i else None for i in inputs])
+        node = Node(op, full, tuple(inputs), names, attrs, self.path, graphs)
+        types = infer_node(node, [self.type_of(i) if i else None for i in inputs])
         for out, inferred in zip(names, types, strict=True):
             self._add_value(Value(out, qparams.dtype if qparams else inferred.dtype, inferred.shape, qparams))
         self._nodes.append(node)
@@ -87,6 +88,11 @@ class Builder:
 
     def value(self, name: str) -> Value:
         return self._values[name]
+
+    def type_of(self, name: str) -> TensorType:
+        """What the operators see of a value; with the array of a constant that is not quantized."""
+        value = self._values[name]
+        return TensorType(value.type.dtype, value.shape, None if value.qparams else self._initializers.get(name))
 
     def finish(self, outputs: Sequence[str], backend: str = "") -> Graph:
         return Graph(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from qtool.errors import ModelError
-from qtool.ir import DType, Graph, Node, QParams, Value
-from qtool.ops.dims import spell
+from qtool.ir import DType, Graph, Node, QParams, Shape, Value
+from qtool.ops.dims import is_unknown, spell
 from qtool.ops.registry import OpSpec, QuantRule, get, infer_node
 
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
@@ -41,6 +41,11 @@ def check_types(graph: Graph) -> None:
         if value.qparams is not None:
             _check_qparams(value, value.qparams)
     for node in graph.nodes:
+        for name, body in node.graphs.items():
+            try:
+                check_types(body)
+            except ModelError as error:
+                raise _fail(node, f"body '{name}': {error}") from error
         _check_inferred(graph, node)
         _check_quantized(graph, node)
 
@@ -50,14 +55,20 @@ def _fail(node: Node, problem: str) -> ModelError:
 
 
 def _check_inferred(graph: Graph, node: Node) -> None:
-    inferred = infer_node(node, [graph.values[name].type if name else None for name in node.inputs])
+    inferred = infer_node(node, [graph.type_of(name) if name else None for name in node.inputs])
     if len(inferred) != len(node.outputs):
         raise _fail(node, f"got {len(node.outputs)} outputs, expected {len(inferred)}")
     for name, expected in zip(node.outputs, inferred, strict=True):
         recorded = graph.values[name].type
-        if recorded != expected:
+        if recorded.dtype is not expected.dtype or not _agree(recorded.shape, expected.shape):
             got = f"got {recorded.dtype.value} {spell(recorded.shape)} recorded for '{name}'"
             raise _fail(node, f"{got}, expected {expected.dtype.value} {spell(expected.shape)}")
+
+
+def _agree(recorded: Shape, inferred: Shape) -> bool:
+    """Whether the shapes are equal, but for sizes that only a run can tell: one side may know more than the other."""
+    pairs = zip(recorded, inferred, strict=False)
+    return len(recorded) == len(inferred) and all(a == b or is_unknown(a) or is_unknown(b) for a, b in pairs)
 
 
 def _check_qparams(value: Value, qparams: QParams) -> None:

@@ -8,12 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from qtool.ir import Array, TensorType
+from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops import geometry
 from qtool.ops.activation import Activation, activate, check_activation
-from qtool.ops.dims import known, need_float, need_rank, need_shape
+from qtool.ops.dims import UNKNOWN, known, need_float, need_rank, need_shape, same_size
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
+LAYOUTS = {1: "NCL", 2: "NCHW", 3: "NCDHW"}
+"""By the number of spatial axes."""
 COLUMN_BYTES = 1 << 25
 """Samples are unfolded into columns in chunks of about this size, so that a large batch stays in bounds."""
 
@@ -43,6 +45,13 @@ class Conv2dAttrs(ConvAttrs):
     stride: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Conv3dAttrs(ConvAttrs):
+    stride: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0), (0, 0))
+    dilation: tuple[int, int, int] = (1, 1, 1)
 
 
 def convolve(x: Array, weight: Array, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Array:
@@ -99,26 +108,33 @@ def conv_type(
 ) -> tuple[TensorType, ...]:
     rank = len(attrs.stride)
     need_float(x=x, weight=weight, bias=bias, residual=residual)
-    need_rank("x", x, rank + 2, "NCHW" if rank == 2 else "NCL")
-    need_rank("weight", weight, rank + 2, "OIHW" if rank == 2 else "OIL")
+    need_rank("x", x, rank + 2, LAYOUTS[rank])
+    need_rank("weight", weight, rank + 2, LAYOUTS[rank].replace("NC", "OI"))
     check_activation(attrs.activation, attrs.clamp)
     outputs, kernel = _check_weight(attrs, x, weight)
-    sizes = [known(dim, "spatial size") for dim in x.shape[2:]]
-    _check_padding(attrs, sizes)
-    out = tuple(map(geometry.conv_size, sizes, kernel, attrs.stride, attrs.padding, attrs.dilation))
-    require(min(out) > 0, f"a kernel of {kernel} over {tuple(sizes)} padded by {attrs.padding}", "one that fits")
+    out = _output_sizes(attrs, x.shape[2:], kernel)
     result = TensorType(x.dtype, (x.shape[0], outputs, *out))
     need_shape("bias", bias, (outputs,))
     need_shape("residual", residual, result.shape)
     return (result,)
 
 
+def _output_sizes(attrs: ConvAttrs, sizes: Shape, kernel: Sequence[int]) -> Shape:
+    require(min(map(min, attrs.padding)) >= 0, f"padding {attrs.padding}", "at least 0")
+    check_pad_mode(attrs.padding, attrs.padding_mode, sizes)
+    axes = zip(sizes, kernel, attrs.stride, attrs.padding, attrs.dilation, strict=True)
+    out = tuple(geometry.conv_size(size, k, s, p, d) if isinstance(size, int) else UNKNOWN for size, k, s, p, d in axes)
+    fits = all(isinstance(size, str) or size > 0 for size in out)
+    require(fits, f"a kernel of {kernel} over {tuple(sizes)} padded by {attrs.padding}", "one that fits")
+    return out
+
+
 def _check_weight(attrs: ConvAttrs, x: TensorType, weight: TensorType) -> tuple[int, tuple[int, ...]]:
     outputs, inputs, *kernel = (known(dim, "weight size") for dim in weight.shape)
-    channels, groups = known(x.shape[1], "channels"), attrs.groups
+    channels, groups = x.shape[1], attrs.groups
     require(groups >= 1, f"groups {groups}", "at least 1")
     require(
-        channels == inputs * groups,
+        same_size(channels, inputs * groups),
         f"{channels} input channels",
         f"{inputs * groups} (weight {inputs} x groups {groups})",
     )
@@ -128,16 +144,11 @@ def _check_weight(attrs: ConvAttrs, x: TensorType, weight: TensorType) -> tuple[
     return outputs, tuple(kernel)
 
 
-def _check_padding(attrs: ConvAttrs, sizes: Sequence[int]) -> None:
-    require(min(map(min, attrs.padding)) >= 0, f"padding {attrs.padding}", "at least 0")
-    check_pad_mode(attrs.padding, attrs.padding_mode, sizes)
-
-
-def check_pad_mode(padding: Sequence[geometry.Pair], mode: str, sizes: Sequence[int]) -> None:
+def check_pad_mode(padding: Sequence[geometry.Pair], mode: str, sizes: Sequence[Dim]) -> None:
     """Reflecting needs more pixels than it pads, wrapping around as many, replicating one."""
     spare = {"reflect": 1, "circular": 0}
     for (before, after), size in zip(padding, sizes, strict=True):
-        if mode in spare:
+        if mode in spare and isinstance(size, int):
             limit = size - spare[mode]
             require(max(before, after) <= limit, f"{mode} padding {(before, after)} of size {size}", f"at most {limit}")
 
@@ -170,3 +181,7 @@ for _name, _attrs in (("conv1d", Conv1dAttrs), ("conv2d", Conv2dAttrs)):
             kernel=_name,
         )
     )
+
+register(
+    OpSpec("conv3d", Conv3dAttrs, ("x", "weight", "bias?", "residual?"), conv_type, conv_reference, onnx=("Conv",))
+)

@@ -1,17 +1,20 @@
 """Arithmetic on sizes that may be symbols, and the checks of shape inference that all operators share.
 
-A dimension is an int or a text: a symbol (``"N"``) or a product of symbols and at most one number (``"N*49"``).
+A dimension is an int or a text: a symbol (``"N"``) or a product of symbols and at most one number (``"N*49"``). Where
+it depends on numbers that only a run knows, inference gives ``UNKNOWN``, and ``infer_node`` a symbol of its own for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from qtool.errors import ModelError
 from qtool.ir import Dim, DType, Shape, TensorType
 from qtool.ops.registry import require
 
+UNKNOWN = "?"
+"""A size that inference cannot tell; symbols that begin with it stand for such sizes."""
 MAX_DIGITS = 18
 """A number in a symbolic size with more digits than this is not the size of any tensor."""
 
@@ -61,15 +64,40 @@ def axes_of(dims: Sequence[int], rank: int) -> tuple[int, ...]:
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    """The common shape, as NumPy and PyTorch broadcast; a symbol goes with itself and with 1."""
+    """The common shape, as NumPy and PyTorch broadcast. A symbol beside a number or another symbol may turn out to fit:
+    the number, if it is not 1, is then the result, and of two symbols nothing is known."""
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     result: list[Dim] = []
     for sizes in zip(*padded, strict=True):
         others = {size for size in sizes if size != 1}
-        require(len(others) <= 1, f"shapes {' and '.join(map(spell, shapes))}", "shapes that can be broadcast together")
-        result.append(others.pop() if others else 1)
+        numbers = {size for size in others if isinstance(size, int)}
+        require(
+            len(numbers) <= 1, f"shapes {' and '.join(map(spell, shapes))}", "shapes that can be broadcast together"
+        )
+        certain = [*numbers, *others] if numbers or len(others) < 2 else [UNKNOWN]
+        result.append(certain[0] if certain else 1)
     return tuple(result)
+
+
+def same_size(a: Dim, b: Dim) -> bool:
+    """Whether two sizes may be equal: they are, or one is only known at run time."""
+    return a == b or isinstance(a, str) or isinstance(b, str)
+
+
+def same_shape(a: Shape, b: Shape) -> bool:
+    return len(a) == len(b) and all(map(same_size, a, b))
+
+
+def is_unknown(dim: Dim) -> bool:
+    """Whether a size has a part that only a run can tell (the symbols of graph inputs are no such parts)."""
+    return isinstance(dim, str) and any(part.startswith(UNKNOWN) for part in dim.split("*"))
+
+
+def numbers(dims: Sequence[Dim]) -> tuple[int, ...] | None:
+    """The sizes, if all of them are known."""
+    known_ones = tuple(dim for dim in dims if isinstance(dim, int))
+    return known_ones if len(known_ones) == len(dims) else None
 
 
 def spell(shape: Shape) -> str:
@@ -78,16 +106,42 @@ def spell(shape: Shape) -> str:
 
 
 def need_float(**tensors: TensorType | None) -> None:
-    """Each tensor that is there holds float32 (quantized values do, logically)."""
+    """Each tensor that is there holds floats (quantized values hold float32, logically), all of the same width."""
+    found = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    for name, dtype in found.items():
+        require(dtype.is_float, f"{dtype.value} as {name}", "float32, float64 or float16")
+    _need_one_type(found)
+
+
+def need_same(**tensors: TensorType | None) -> None:
+    """All tensors that are there have one element type."""
+    _need_one_type({name: tensor.dtype for name, tensor in tensors.items() if tensor is not None})
+
+
+def need_numbers(**tensors: TensorType | None) -> None:
+    """Each tensor that is there holds numbers, all of one element type."""
+    for name, tensor in tensors.items():
+        require(tensor is None or tensor.dtype is not DType.BOOL, f"bool as {name}", "numbers")
+    need_same(**tensors)
+
+
+def need_integers(**tensors: TensorType | None) -> None:
+    """Each tensor that is there holds int32 or int64: indices, sizes, axes."""
     for name, tensor in tensors.items():
         if tensor is not None:
-            require(tensor.dtype is DType.FLOAT32, f"{tensor.dtype.value} as {name}", "float32")
+            integer = tensor.dtype in (DType.INT64, DType.INT32)
+            require(integer, f"{tensor.dtype.value} as {name}", "int64 or int32")
+
+
+def _need_one_type(found: Mapping[str, DType]) -> None:
+    got = ", ".join(f"{dtype.value} as {name}" for name, dtype in found.items())
+    require(len(set(found.values())) <= 1, got, "one element type")
 
 
 def need_shape(name: str, tensor: TensorType | None, shape: Shape) -> None:
     """The tensor, if it is there, has exactly this shape."""
     if tensor is not None:
-        require(tensor.shape == shape, f"{name} of shape {spell(tensor.shape)}", spell(shape))
+        require(same_shape(tensor.shape, shape), f"{name} of shape {spell(tensor.shape)}", spell(shape))
 
 
 def need_rank(name: str, tensor: TensorType, rank: int, layout: str) -> None:

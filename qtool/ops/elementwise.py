@@ -10,7 +10,7 @@ import numpy as np
 
 from qtool.ir import Array, TensorType
 from qtool.ops.activation import NoAttrs, activate
-from qtool.ops.dims import broadcast, need_float
+from qtool.ops.dims import broadcast, need_numbers
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register
 
 
@@ -22,13 +22,17 @@ class AddAttrs(Attrs):
 
 
 def binary_type(_: Attrs, a: TensorType, b: TensorType) -> tuple[TensorType, ...]:
-    need_float(a=a, b=b)
+    need_numbers(a=a, b=b)
     return (TensorType(a.dtype, broadcast(a.shape, b.shape)),)
 
 
 def divide(a: Array, b: Array) -> Array:
+    """Integers are divided towards zero, as in C; their division by 0 gives 0."""
     with np.errstate(divide="ignore", invalid="ignore"):  # x / 0 is inf and 0 / 0 is NaN, as everywhere
-        return np.asarray(np.divide(a, b))
+        if a.dtype.kind == "f":
+            return np.asarray(np.divide(a, b))
+        remainder = np.asarray(np.fmod(a, b), a.dtype)
+        return np.asarray(np.floor_divide(a - remainder, b), a.dtype)
 
 
 def _binary(

@@ -8,7 +8,7 @@ import numpy as np
 
 from qtool.ir import Array, Shape, TensorType
 from qtool.ops.activation import Activation, NoAttrs, activate, check_activation
-from qtool.ops.dims import broadcast, known, need_float, need_rank, need_shape, spell
+from qtool.ops.dims import broadcast, known, need_float, need_numbers, need_rank, need_shape, same_size, spell
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
 
@@ -39,7 +39,11 @@ def linear_type(
     need_float(x=x, weight=weight, bias=bias, residual=residual)
     need_rank("weight", weight, 2, "(outputs, inputs)")
     outputs, inputs = (known(dim, "weight size") for dim in weight.shape)
-    require(len(x.shape) >= 1 and x.shape[-1] == inputs, f"x of shape {spell(x.shape)}", f"{inputs} as its last size")
+    require(
+        len(x.shape) >= 1 and same_size(x.shape[-1], inputs),
+        f"x of shape {spell(x.shape)}",
+        f"{inputs} as its last size",
+    )
     result = TensorType(x.dtype, (*x.shape[:-1], outputs))
     need_shape("bias", bias, (outputs,))
     need_shape("residual", residual, result.shape)
@@ -72,12 +76,12 @@ def dynamic_reference(
 
 def matmul_type(_: NoAttrs, a: TensorType, b: TensorType) -> tuple[TensorType, ...]:
     """As ``torch.matmul``: leading axes are broadcast, a vector is a row on the left and a column on the right."""
-    need_float(a=a, b=b)
+    need_numbers(a=a, b=b)
     got = f"shapes {spell(a.shape)} and {spell(b.shape)}"
     require(bool(a.shape) and bool(b.shape), got, "no scalars")
     left: Shape = a.shape if len(a.shape) > 1 else (1, *a.shape)
     right: Shape = b.shape if len(b.shape) > 1 else (*b.shape, 1)
-    require(left[-1] == right[-2], got, "the last size of a equal to the last but one of b")
+    require(same_size(left[-1], right[-2]), got, "the last size of a equal to the last but one of b")
     rows: Shape = left[-2:-1] if len(a.shape) > 1 else ()
     columns: Shape = right[-1:] if len(b.shape) > 1 else ()
     return (TensorType(a.dtype, (*broadcast(left[:-2], right[:-2]), *rows, *columns)),)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qtool.ir import Array, TensorType
-from qtool.ops.dims import known, need_float, need_shape, spell
+from qtool.ops.dims import need_float, need_shape, same_shape, spell
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
 
@@ -39,7 +39,7 @@ def batch_norm_type(
     require(len(x.shape) >= 2, f"x of shape {spell(x.shape)}", "channels on axis 1")
     require(attrs.eps >= 0, f"eps {attrs.eps}", "at least 0")
     for name, parameter in parameters.items():
-        need_shape(name, parameter, (known(x.shape[1], "channels"),))
+        need_shape(name, parameter, (x.shape[1],))
     return (x,)
 
 
@@ -52,7 +52,7 @@ def batch_norm_reference(
     bias: Array | None = None,
 ) -> tuple[Array, ...]:
     column = (-1, *([1] * (x.ndim - 2)))
-    inverse = np.float32(1) / np.sqrt(running_var + np.float32(attrs.eps))
+    inverse = x.dtype.type(1) / np.sqrt(running_var + x.dtype.type(attrs.eps))
     y = (x - running_mean.reshape(column)) * inverse.reshape(column)
     if weight is not None:
         y = y * weight.reshape(column)
@@ -66,7 +66,7 @@ def layer_norm_type(
 ) -> tuple[TensorType, ...]:
     need_float(x=x, weight=weight, bias=bias)
     shape = attrs.normalized_shape
-    fits = 0 < len(shape) <= len(x.shape) and x.shape[-len(shape) :] == shape
+    fits = 0 < len(shape) <= len(x.shape) and same_shape(x.shape[-len(shape) :], shape)
     require(fits, f"x of shape {spell(x.shape)}", f"{spell(shape)} as its last sizes (normalized_shape)")
     require(attrs.eps >= 0, f"eps {attrs.eps}", "at least 0")
     need_shape("weight", weight, shape)
@@ -85,7 +85,7 @@ def layer_norm_reference(
         y = y * weight
     if bias is not None:
         y = y + bias
-    return (np.asarray(y, np.float32),)
+    return (np.asarray(y, x.dtype),)
 
 
 register(

@@ -10,7 +10,7 @@ import numpy as np
 
 from qtool.ir import Array, Shape, TensorType
 from qtool.ops import geometry
-from qtool.ops.dims import known, need_float, need_rank
+from qtool.ops.dims import UNKNOWN, need_float, need_rank, spell
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
 
@@ -124,7 +124,7 @@ def _counts(size: int, kernel: int, stride: int, padding: geometry.Pair, count: 
 
 
 def avg_pool(attrs: AvgPoolAttrs, x: Array) -> Array:
-    return np.asarray(window_sums(attrs, x) / window_divisors(attrs, x.shape[2:]).astype(np.float32), np.float32)
+    return np.asarray(window_sums(attrs, x) / window_divisors(attrs, x.shape[2:]).astype(x.dtype), x.dtype)
 
 
 def adaptive_pool(x: Array, output_size: Sequence[int], reduce: Callable[..., Array]) -> Array:
@@ -146,7 +146,7 @@ def adaptive_counts(sizes: Sequence[int], output_size: Sequence[int]) -> Array:
 
 def adaptive_avg_pool(attrs: AdaptivePoolAttrs, x: Array) -> Array:
     sums = adaptive_pool(x.astype(np.float64), attrs.output_size, np.sum)
-    return np.asarray(sums / adaptive_counts(x.shape[2:], attrs.output_size), np.float32)
+    return np.asarray(sums / adaptive_counts(x.shape[2:], attrs.output_size), x.dtype)
 
 
 def adaptive_max_pool(attrs: AdaptivePoolAttrs, x: Array) -> Array:
@@ -180,23 +180,27 @@ def pool_type(attrs: PoolAttrs, x: TensorType) -> tuple[TensorType, ...]:
         require(fits, f"padding {attrs.padding}", f"at least 0 and less than the kernel {attrs.kernel_size}")
     divisor = getattr(attrs, "divisor_override", None)
     require(divisor is None or divisor != 0, f"divisor_override {divisor}", "another number than 0")
-    out = _output_sizes(attrs, sizes, dilation)
-    require(min(out) > 0, f"a kernel of {attrs.kernel_size} over {sizes} padded by {attrs.padding}", "one that fits")
+    out = tuple(
+        geometry.pool_size(size, k, s, p, d, attrs.ceil_mode) if isinstance(size, int) else UNKNOWN
+        for size, k, s, p, d in zip(sizes, attrs.kernel_size, attrs.stride, attrs.padding, dilation, strict=True)
+    )
+    fits = all(isinstance(size, str) or size > 0 for size in out)
+    require(fits, f"a kernel of {attrs.kernel_size} over {spell(sizes)} padded by {attrs.padding}", "one that fits")
     return (TensorType(x.dtype, (*x.shape[:2], *out)),)
 
 
 def adaptive_type(attrs: AdaptivePoolAttrs, x: TensorType) -> tuple[TensorType, ...]:
     sizes = _spatial(x, len(attrs.output_size))
     require(min(attrs.output_size) >= 1, f"output_size {attrs.output_size}", "at least 1")
-    require(min(sizes) >= 1, f"a picture of size {sizes}", "at least one pixel")
+    require(0 not in sizes, f"a picture of size {spell(sizes)}", "at least one pixel")
     out: Shape = attrs.output_size
     return (TensorType(x.dtype, (*x.shape[:2], *out)),)
 
 
-def _spatial(x: TensorType, rank: int) -> tuple[int, ...]:
+def _spatial(x: TensorType, rank: int) -> Shape:
     need_float(x=x)
     need_rank("x", x, rank + 2, "NCHW" if rank == 2 else "NCL")
-    return tuple(known(dim, "spatial size") for dim in x.shape[2:])
+    return x.shape[2:]
 
 
 def _pool(

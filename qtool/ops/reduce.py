@@ -29,12 +29,12 @@ def reduce_type(attrs: ReduceAttrs, x: TensorType) -> tuple[TensorType, ...]:
 
 def mean(attrs: ReduceAttrs, x: Array) -> tuple[Array, ...]:
     result = np.mean(x, axis=attrs.dim or None, keepdims=attrs.keepdim, dtype=np.float64)
-    return (np.asarray(result, np.float32),)
+    return (np.asarray(result, x.dtype),)
 
 
 def total(attrs: ReduceAttrs, x: Array) -> tuple[Array, ...]:
     result = np.sum(x, axis=attrs.dim or None, keepdims=attrs.keepdim, dtype=np.float64)
-    return (np.asarray(result, np.float32),)
+    return (np.asarray(result, x.dtype),)
 
 
 register(

@@ -61,9 +61,16 @@ class OpSpec:
     """Axis of the weight along which per-channel parameters run."""
     onnx: tuple[str, ...] = ()
     kernel: str = ""
+    empty: bool = False
+    """Whether tensors without elements are taken and made."""
+    bodies: tuple[str, ...] = ()
+    """Names of the graphs that a node carries; ``infer`` then gets the mapping of them after the attributes, and the
+    engine runs the node, not ``reference``."""
 
 
 INT64_MAX = 2**63 - 1
+MAX_PLACE = 200
+"""Characters of a value's name that the symbols of its unknown sizes keep."""
 FLOAT32_LIMIT = (2.0 - 2.0**-24) * 2.0**127
 """Smallest number that float32 rounds to infinity."""
 
@@ -123,17 +130,37 @@ def plain_attrs(attrs: Attrs) -> dict[str, Attr]:
 
 
 def infer_node(node: Node, inputs: Sequence[TensorType | None]) -> tuple[TensorType, ...]:
-    """Output types of a node; errors name the node."""
+    """Output types of a node; errors name the node. Sizes that only a run can tell are called ``?<output>.<axis>``."""
     spec = get(node.op)
     _check_arity(spec, node)
     attrs = attrs_of(node)
     try:
-        _need_elements(inputs)
-        outputs = spec.infer(attrs, *inputs)
-        _need_elements(outputs)
-        return outputs
+        names = tuple(node.graphs)
+        require(sorted(names) == sorted(spec.bodies), f"bodies {names}", f"{spec.bodies or 'none'}")
+        _need_elements(() if spec.empty else inputs)
+        bodies = (node.graphs,) if spec.bodies else ()
+        outputs = spec.infer(attrs, *bodies, *inputs)
+        _need_elements(() if spec.empty else outputs)
+        return tuple(_named(type_, place) for type_, place in zip(outputs, _places(node, len(outputs)), strict=True))
     except ModelError as error:
         raise ModelError(f"{node.op} '{node.name}': {error}") from error
+
+
+def _places(node: Node, count: int) -> list[str]:
+    """What the sizes of each output are called that are only known at run time."""
+    names = [*node.outputs, *(f"{node.name}.{i}" for i in range(len(node.outputs), count))][:count]
+    return ["".join(c for c in name if c != "*")[-MAX_PLACE:] for name in names]
+
+
+def _named(type_: TensorType, place: str) -> TensorType:
+    """The type with a symbol of its own for each unknown size."""
+    if not any(isinstance(dim, str) and "?" in dim.split("*") for dim in type_.shape):
+        return type_
+    shape = tuple(
+        f"?{place}.{axis}" if isinstance(dim, str) and "?" in dim.split("*") else dim
+        for axis, dim in enumerate(type_.shape)
+    )
+    return dataclasses.replace(type_, shape=shape)
 
 
 def _need_elements(types_: Iterable[TensorType | None]) -> None:
@@ -145,7 +172,8 @@ def _check_arity(spec: OpSpec, node: Node) -> None:
     required = sum(1 for name in spec.inputs if name[-1] not in "?*")
     variadic = bool(spec.inputs) and spec.inputs[-1].endswith("*")
     got = len(node.inputs)
-    named = all(node.inputs) if variadic else all(node.inputs[:required])
+    rest = node.inputs[len(spec.inputs) - 1 :] if variadic else ()
+    named = all((*node.inputs[:required], *rest))
     if got < required or (not variadic and got > len(spec.inputs)) or not named:
         raise ModelError(f"{node.op} '{node.name}': got {got} inputs, expected {', '.join(spec.inputs) or 'none'}")
 

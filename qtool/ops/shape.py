@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,19 @@ from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops import geometry
 from qtool.ops.activation import NoAttrs
 from qtool.ops.conv import check_pad_mode
-from qtool.ops.dims import axes_of, axis_of, divide, known, need_float, product, spell
+from qtool.ops.dims import (
+    UNKNOWN,
+    axes_of,
+    axis_of,
+    divide,
+    known,
+    need_float,
+    numbers,
+    product,
+    same_shape,
+    same_size,
+    spell,
+)
 from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
 
@@ -120,10 +132,12 @@ def reshape_type(attrs: ReshapeAttrs, x: TensorType) -> tuple[TensorType, ...]:
     require(shape.count(-1) <= 1, f"shape {shape}", "at most one -1")
     total, fixed = product(x.shape), product(n for n in shape if n != -1)
     rest = divide(total, fixed)
+    if rest is None and isinstance(total, str):
+        rest = UNKNOWN
     got = f"x of shape {spell(x.shape)} to be {spell(shape)}"
     require(rest is not None, got, "as many elements")
     if rest is None or -1 not in shape:
-        require(rest == 1, got, "as many elements (an unknown size can only become -1)")
+        require(rest is not None and same_size(rest, 1), got, "as many elements")
         return (TensorType(x.dtype, shape),)
     return (TensorType(x.dtype, tuple(rest if n == -1 else n for n in shape)),)
 
@@ -162,8 +176,9 @@ def slice_type(attrs: SliceAttrs, x: TensorType) -> tuple[TensorType, ...]:
     require(attrs.step >= 1, f"step {attrs.step}", "at least 1")
     if (attrs.start, attrs.end, attrs.step) == (0, None, 1):
         return (x,)
-    size = len(range(*_span(attrs).indices(known(x.shape[axis], "the size to slice"))))
-    require(size > 0, f"{attrs.start}:{attrs.end} of size {x.shape[axis]}", "at least one element left")
+    whole = x.shape[axis]
+    size: Dim = UNKNOWN if isinstance(whole, str) else len(range(*_span(attrs).indices(whole)))
+    require(size != 0, f"{attrs.start}:{attrs.end} of size {whole}", "at least one element left")
     return (TensorType(x.dtype, (*x.shape[:axis], size, *x.shape[axis + 1 :])),)
 
 
@@ -180,8 +195,8 @@ def slice_axis(attrs: SliceAttrs, x: Array) -> Array:
 def split_type(attrs: SplitAttrs, x: TensorType) -> tuple[TensorType, ...]:
     axis = axis_of(attrs.dim, len(x.shape))
     sizes = attrs.split_sizes
-    size = known(x.shape[axis], "the size to split")
-    fits = bool(sizes) and min(sizes) >= 1 and sum(sizes) == size
+    size = x.shape[axis]
+    fits = bool(sizes) and min(sizes) >= 1 and same_size(sum(sizes), size)
     require(fits, f"split_sizes {sizes} of size {size}", "positive sizes that add up to it")
     return tuple(TensorType(x.dtype, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in sizes)
 
@@ -197,13 +212,22 @@ def cat_type(attrs: CatAttrs, *tensors: TensorType) -> tuple[TensorType, ...]:
     shapes = f"shapes {', '.join(spell(t.shape) for t in tensors)}"
     for tensor in tensors:
         require(tensor.dtype is head.dtype, f"{tensor.dtype.value} beside {head.dtype.value}", "one element type")
-        others = (*tensor.shape[:axis], *tensor.shape[axis + 1 :])
-        same = len(tensor.shape) == len(head.shape) and others == (*head.shape[:axis], *head.shape[axis + 1 :])
-        require(same, shapes, f"equal ones but for axis {axis}")
+        require(len(tensor.shape) == len(head.shape), shapes, "one rank")
+        others = (*tensor.shape[:axis], head.shape[axis], *tensor.shape[axis + 1 :])
+        require(same_shape(others, head.shape), shapes, f"equal ones but for axis {axis}")
     joined: Dim = head.shape[axis]
     if len(tensors) > 1:
-        joined = sum(known(t.shape[axis], "the size to join") for t in tensors)
-    return (TensorType(head.dtype, (*head.shape[:axis], joined, *head.shape[axis + 1 :])),)
+        sizes = numbers([t.shape[axis] for t in tensors])
+        joined = UNKNOWN if sizes is None else sum(sizes)
+    return (
+        TensorType(head.dtype, tuple(joined if i == axis else _surest(tensors, i) for i in range(len(head.shape)))),
+    )
+
+
+def _surest(tensors: Sequence[TensorType], axis: int) -> Dim:
+    """A size that all tensors have: a number, where one of them says so."""
+    sizes = [tensor.shape[axis] for tensor in tensors]
+    return next((size for size in sizes if isinstance(size, int)), sizes[0])
 
 
 def cat(attrs: CatAttrs, *arrays: Array) -> tuple[Array, ...]:
@@ -225,7 +249,7 @@ def pad_type(attrs: PadAttrs, x: TensorType) -> tuple[TensorType, ...]:
         require(min(attrs.pad, default=0) >= 0, f"pad {attrs.pad} in mode {attrs.mode}", "at least 0")
     pairs = [(0, 0)] * (rank - count // 2) + list(pad_pairs(attrs))
     shape: Shape = tuple(_padded(dim, pair) for dim, pair in zip(x.shape, pairs, strict=True))
-    sizes = [known(dim, "the size to pad") for dim, pair in zip(x.shape, pairs, strict=True) if any(pair)]
+    sizes = [dim for dim, pair in zip(x.shape, pairs, strict=True) if any(pair)]
     check_pad_mode([pair for pair in pairs if any(pair)], attrs.mode, sizes)
     return (TensorType(x.dtype, shape),)
 
@@ -233,7 +257,9 @@ def pad_type(attrs: PadAttrs, x: TensorType) -> tuple[TensorType, ...]:
 def _padded(dim: Dim, pair: geometry.Pair) -> Dim:
     if not any(pair):
         return dim
-    size = known(dim, "the size to pad")
+    if isinstance(dim, str):
+        return UNKNOWN
+    size = dim
     cropped = size + min(pair[0], 0) + min(pair[1], 0)
     require(cropped >= 1, f"pad {pair} of size {size}", "at least one element left")
     return cropped + max(pair[0], 0) + max(pair[1], 0)
