@@ -1,102 +1,22 @@
-"""The native frame: the C face, plans of hostile descriptions, the thread pool, the choice of kernels."""
+"""Native plans: what they run, and that a hostile description is an error and nothing else."""
 
 from __future__ import annotations
 
 import ctypes
 import re
-import shutil
-import subprocess
-import sys
-import threading
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import copy_args, isas
+from kernels import copy_args
 
 from qtool import native
 from qtool.errors import EngineError
 from qtool.native import Buffer, Kind, Op, Plan, abi
 from qtool.native.library import library
 
-SOURCE = Path(__file__).resolve().parent.parent / "qtool" / "native"
-STRUCTS = [*dict.fromkeys(abi.ARGS.values()), abi.CBuffer, abi.COp, abi.CPlanDesc]
-
 pytestmark = pytest.mark.usefixtures("need_native")
-
-
-# ---- the C header and its Python twin --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("struct", STRUCTS, ids=lambda s: s.c_name)
-def test_structures_are_as_large_as_in_c(struct):
-    assert ctypes.sizeof(struct) == library().qt_struct_bytes(struct.c_name.encode())
-
-
-def test_an_unknown_structure_has_no_size():
-    assert library().qt_struct_bytes(b"qt_nothing") == -1
-    assert library().qt_struct_bytes(None) == -1
-
-
-@pytest.mark.parametrize("struct", STRUCTS, ids=lambda s: s.c_name)
-def test_structures_have_the_fields_of_the_header(struct):
-    body = re.search(rf"typedef struct {struct.c_name} \{{(.*?)\}}", _header(), re.DOTALL)
-    assert body is not None
-    fields = [field for line in _statements(body[1]) for field in _c_fields(line)]
-    assert [(name, _c_type(kind)) for name, kind in struct._fields_] == fields
-
-
-@pytest.mark.parametrize(
-    ("prefix", "enum"),
-    [
-        ("QT_OP_", abi.Kind),
-        ("QT_", abi.Unary),
-        ("QT_", abi.Binary),
-        ("QT_POOL_", abi.Pool),
-        ("QT_", abi.Storage),
-        ("QT_", abi.Status),
-    ],
-)
-def test_enumerations_have_the_values_of_the_header(prefix, enum):
-    header = _header()
-    for member in enum:
-        assert re.search(rf"\b{prefix}{member.name} = {member.value}\b", header), member
-
-
-def test_isa_names_are_those_of_the_header():
-    assert [f"QT_ISA_{name.upper()} = {i}" in _header() for i, name in enumerate(abi.ISAS)] == [True] * len(abi.ISAS)
-
-
-def _header() -> str:
-    return (SOURCE / "qtool.h").read_text()
-
-
-def _statements(body: str) -> list[str]:
-    return [part.strip() for part in re.sub(r"//[^\n]*", "", body).split(";") if part.strip()]
-
-
-def _c_fields(statement: str) -> list[tuple[str, str]]:
-    """("in_height", "int32_t") for each field of a declaration; pointers are "pointer", arrays "int64_t[6]"."""
-    match = re.fullmatch(r"(?:const )?(?:struct )?(\w+)( ?\*)? *(.*)", statement, re.DOTALL)
-    assert match is not None, statement
-    kind = "pointer" if match[2] else match[1]
-    fields = []
-    for name in re.split(r",\s*", match[3]):
-        size = re.fullmatch(r"(\w+)\[(\w+)\]", name)
-        fields.append((size[1], f"{kind}[{size[2].replace('QT_MAX_INPUTS', '4')}]") if size else (name, kind))
-    return fields
-
-
-def _c_type(kind: type) -> str:
-    plain = {ctypes.c_int32: "int32_t", ctypes.c_int64: "int64_t", ctypes.c_float: "float"}
-    if kind in plain:
-        return plain[kind]
-    if issubclass(kind, ctypes.Array):
-        return f"{plain[kind._type_]}[{kind._length_}]"
-    return "pointer"
 
 
 # ---- plans ------------------------------------------------------------------------------------------------------
@@ -114,7 +34,7 @@ def test_a_plan_copies():
     assert plan.bytes >= 192
     seconds = plan.profile(x, y)
     assert len(seconds) == 2
-    assert min(seconds) > 0
+    assert min(seconds) >= 0
 
 
 def test_an_empty_plan_runs():
@@ -349,164 +269,3 @@ def test_no_list_of_operators_crashes(data):
     ]
     status, error = _create(_desc(ops, buffers, arena_bytes=data.draw(LONGS)))
     assert (status == abi.Status.OK) == (error == "")
-
-
-# ---- threads ----------------------------------------------------------------------------------------------------
-
-SHAPE = (4, 64, 96, 80)
-
-
-def _big_plan(threads: int) -> tuple[Plan, np.ndarray]:
-    x = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
-    args = abi.make(abi.PermuteArgs, rank=4, element_bytes=1, shape=(*SHAPE, 0, 0), order=(0, 2, 3, 1, 0, 0))
-    return Plan([Op(Kind.PERMUTE, (0,), 1, args)], [Buffer(x.nbytes)] * 2, 0, threads=threads), x
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 8, 33])
-def test_the_result_does_not_depend_on_the_thread_count(threads):
-    plan, x = _big_plan(threads)
-    for _ in range(20):
-        y = np.zeros(x.size, np.uint8)
-        plan.run(x, y)
-        np.testing.assert_array_equal(y.reshape(4, 96, 80, 64), x.transpose(0, 2, 3, 1))
-
-
-def test_plans_run_side_by_side_on_one_pool():
-    failures = []
-
-    def work() -> None:
-        plan, x = _big_plan(2)
-        for _ in range(30):
-            y = np.zeros(x.size, np.uint8)
-            plan.run(x, y)
-            if not np.array_equal(y.reshape(4, 96, 80, 64), x.transpose(0, 2, 3, 1)):
-                failures.append("differs")
-
-    _together(work, 4)
-    assert failures == []
-
-
-def test_one_plan_runs_one_inference_at_a_time():
-    plan, x = _big_plan(1)
-    messages = []
-
-    def work() -> None:
-        y = np.zeros(x.size, np.uint8)
-        for _ in range(30):
-            try:
-                plan.run(x, y)
-            except EngineError as error:
-                messages.append(str(error))
-
-    _together(work, 4)
-    assert set(messages) <= {"the plan is running already"}
-    plan.run(x, np.zeros(x.size, np.uint8))
-
-
-def _together(work, count: int) -> None:
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-FORK = """
-import os, sys
-import numpy as np
-from qtool.native import Buffer, Kind, Op, Plan, abi
-count = 4 << 20
-args = abi.make(abi.PermuteArgs, rank=2, element_bytes=1, shape=(2048, 2048, 0, 0, 0, 0), order=(1, 0, 0, 0, 0, 0))
-plan = Plan([Op(Kind.PERMUTE, (0,), 1, args)], [Buffer(count)] * 2, 0, threads=4)
-x = np.random.default_rng(0).integers(0, 255, count).astype(np.uint8)
-def right(plan):
-    y = np.zeros(count, np.uint8)
-    plan.run(x, y)
-    return (y.reshape(2048, 2048) == x.reshape(2048, 2048).T).all()
-assert right(plan)
-child = os.fork()
-if child == 0:
-    ok = right(plan)  # the parent's plan, whose threads are not here
-    fresh = Plan([Op(Kind.PERMUTE, (0,), 1, args)], [Buffer(count)] * 2, 0, threads=4)
-    ok = ok and right(fresh)
-    del plan, fresh
-    os._exit(0 if ok else 1)
-_, status = os.waitpid(child, 0)
-assert os.waitstatus_to_exitcode(status) == 0
-assert right(plan)
-"""
-
-
-def test_a_forked_child_neither_hangs_nor_errs():
-    command = [sys.executable, "-W", "ignore", "-c", FORK]
-    subprocess.run(command, check=True, timeout=60, cwd=Path(native.__file__).parent.parent.parent)
-
-
-# ---- the choice of kernels --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("isa", isas())
-def test_the_choice_is_a_function_of_the_instruction_set(isa):
-    plan = Plan([_copy(8)], [Buffer(8), Buffer(8)], 0, isa=isa)
-    assert plan.kernels == (f"layout_{isa}",)
-
-
-@pytest.mark.parametrize(("lower", "upper"), list(pairwise(native.supported_isas())))
-def test_a_row_above_the_plan_is_refused(lower, upper):
-    with pytest.raises(EngineError, match=f"kernel layout_{upper} needs {upper}"):
-        Plan([_copy(8, kernel=f"layout_{upper}")], [Buffer(8), Buffer(8)], 0, isa=lower)
-
-
-def test_every_row_is_listed_once_and_the_scalar_ones_come_with_every_family():
-    rows = native.kernels()
-    assert len({row.name for row in rows}) == len(rows)
-    assert {row.family for row in rows if row.isa == "scalar"} == {row.family for row in rows}
-    assert {row.isa for row in rows} <= set(abi.ISAS)
-
-
-def test_no_instruction_set_is_skipped():
-    supported = native.supported_isas()
-    assert supported == abi.ISAS[: len(supported)]
-
-
-ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|avx512vnni)\.cc$", p.name))
-
-
-@pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
-@pytest.mark.skipif(not ISA_FILES, reason="needs the sources")
-@pytest.mark.parametrize("path", ISA_FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_instruction_set_files_export_no_weak_symbol(path, tmp_path):
-    """The linker keeps one copy of a weak symbol, and it could be this one, for code that runs on every CPU. Without
-    optimization, because inlining hides them."""
-    cmake = (SOURCE / "CMakeLists.txt").read_text()
-    flags = dict(re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", cmake))
-    isa = re.search(r"(avx2|avx512vnni)\.cc$", path.name)[1]
-    expanded = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda m: flags[m[1]], flags[isa]).split()
-    target = tmp_path / "kernel.o"
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O0",
-        "-c",
-        "-w",
-        "-fno-exceptions",
-        "-DQT_X86=1",
-        f"-I{SOURCE}",
-        *expanded,
-        str(path),
-        "-o",
-        str(target),
-    ]
-    subprocess.run(command, check=True)
-    listing = subprocess.run(["nm", "-C", "--defined-only", str(target)], check=True, capture_output=True, text=True)
-    weak = [line for line in listing.stdout.splitlines() if re.search(r" [WwVvu] ", line)]
-    assert weak == []
-
-
-@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
-def test_the_library_shows_its_c_face_and_nothing_else():
-    listing = subprocess.run(
-        ["nm", "-D", "--defined-only", library()._name], check=True, capture_output=True, text=True
-    )
-    names = {line.split()[-1] for line in listing.stdout.splitlines()}
-    assert names == set(re.findall(r"QT_API [\w ]*?\*? ?(qt_\w+)\(", _header()))
