@@ -1,5 +1,5 @@
-// The kernels of the family in plain C++, 64 channels at a time in local arrays: each instruction set's file includes
-// this text and the compiler makes vectors of its width out of the inner loops. No file but those may include it.
+// The kernels of the family in the compiler's own vectors of 64 bytes: each instruction set's file includes this text and
+// gets them in its registers. No file but those may include it.
 #include <math.h>
 
 #include "pool/pool.h"
@@ -9,17 +9,36 @@ namespace {
 
 constexpr int kLanes = 64;
 
+// 64 bytes of elements, in as many registers as the instruction set needs for them.
+typedef uint8_t Bytes __attribute__((vector_size(64), aligned(1), may_alias));
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint8_t Quarter __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int32_t Sums __attribute__((vector_size(64)));
+
+// A vector type as a template argument would lose its alignment: these name it.
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<uint8_t> {
+  typedef Bytes Type;
+};
+template <>
+struct VectorOf<float> {
+  typedef Floats Type;
+};
+
 template <class T>
 void max_rows(const T* const* x, int64_t taps, int64_t channels, T* out) {
+  typedef typename VectorOf<T>::Type Vector;
+  constexpr int kCount = sizeof(Vector) / sizeof(T);
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    T most[kLanes];
-    for (int i = 0; i < kLanes; i++) most[i] = x[0][c + i];
+  for (; c + kCount <= channels; c += kCount) {
+    Vector most = *reinterpret_cast<const Vector*>(x[0] + c);
     for (int64_t t = 1; t < taps; t++) {
-      const T* row = x[t] + c;
-      for (int i = 0; i < kLanes; i++) most[i] = row[i] > most[i] ? row[i] : most[i];
+      const Vector row = *reinterpret_cast<const Vector*>(x[t] + c);
+      most = row > most ? row : most;
     }
-    for (int i = 0; i < kLanes; i++) out[c + i] = most[i];
+    *reinterpret_cast<Vector*>(out + c) = most;
   }
   for (; c < channels; c++) {
     T most = x[0][c];
@@ -38,12 +57,13 @@ static inline uint8_t quantized(int32_t sum, const QuantizedAverage& a) {
 void average_rows(const uint8_t* const* x, int64_t taps, int64_t channels, const QuantizedAverage& a, uint8_t* out) {
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
-    int32_t sum[kLanes] = {};
+    Sums sum[4] = {};
     for (int64_t t = 0; t < taps; t++) {
-      const uint8_t* row = x[t] + c;
-      for (int i = 0; i < kLanes; i++) sum[i] += row[i];
+      for (int i = 0; i < 4; i++) {
+        sum[i] += __builtin_convertvector(*reinterpret_cast<const Quarter*>(x[t] + c + 16 * i), Sums);
+      }
     }
-    for (int i = 0; i < kLanes; i++) out[c + i] = quantized(sum[i], a);
+    for (int i = 0; i < kLanes; i++) out[c + i] = quantized(sum[i / 16][i % 16], a);
   }
   for (; c < channels; c++) {
     int32_t sum = 0;
@@ -53,14 +73,12 @@ void average_rows(const uint8_t* const* x, int64_t taps, int64_t channels, const
 }
 
 void average_floats(const float* const* x, int64_t taps, int64_t channels, float divisor, float* out) {
+  constexpr int kCount = 16;
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    float sum[kLanes] = {};
-    for (int64_t t = 0; t < taps; t++) {
-      const float* row = x[t] + c;
-      for (int i = 0; i < kLanes; i++) sum[i] += row[i];
-    }
-    for (int i = 0; i < kLanes; i++) out[c + i] = sum[i] / divisor;
+  for (; c + kCount <= channels; c += kCount) {
+    Floats sum = {};
+    for (int64_t t = 0; t < taps; t++) sum += *reinterpret_cast<const Floats*>(x[t] + c);
+    *reinterpret_cast<Floats*>(out + c) = sum / divisor;
   }
   for (; c < channels; c++) {
     float sum = 0.0f;
