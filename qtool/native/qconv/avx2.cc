@@ -8,7 +8,7 @@
 namespace qtool {
 namespace {
 
-constexpr int kRows = 4, kVectors = 2, kLanes = 8;
+constexpr int kRows = 4, kVectors = 2, kLanes = 8, kColumns = kVectors * kLanes;
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 4")
@@ -22,13 +22,14 @@ INLINE __m256i broadcast(const uint8_t* bytes) {
 INLINE void dot(__m256i& sum, __m256i a, __m256i w) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, w)); }
 
 template <int R, int V>
-INLINE void multiply(const QconvTile& tile, __m256i (&sum)[R][V]) {
+INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m256i (&sum)[R][V]) {
   const __m256i even = _mm256_set1_epi16(0xff);
-  const __m256i* weight = static_cast<const __m256i*>(tile.weight);
-  for (int64_t tap = 0; tap < tile.taps; tap++) {
+  const __m256i* weight = static_cast<const __m256i*>(job.weight);
+  for (int64_t tap = 0; tap < job.taps; tap++) {
+    const int64_t offset = tile.offsets[tap] + job.offset;
     const uint8_t* pixel[R];
-    UNROLL for (int r = 0; r < R; r++) pixel[r] = tile.pixels[tap * kRows + r] + tile.offset;
-    for (int64_t i = 0; i < tile.length; i += 4, weight += V * 2) {
+    UNROLL for (int r = 0; r < R; r++) pixel[r] = tile.pixels[tap * tile.step + r] + offset;
+    for (int64_t i = 0; i < job.length; i += 4, weight += V * 2) {
       UNROLL for (int r = 0; r < R; r++) {
         const __m256i a = broadcast(pixel[r] + i);
         const __m256i first = _mm256_and_si256(a, even), second = _mm256_srli_epi16(a, 8);
@@ -41,54 +42,53 @@ INLINE void multiply(const QconvTile& tile, __m256i (&sum)[R][V]) {
   }
 }
 
-INLINE __m256i rounded(const QconvTile& tile, __m256i sum, const uint8_t* residual, int column) {
-  const QconvFinish& f = *tile.finish;
-  __m256 r = _mm256_add_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(tile.bias + column));
-  r = _mm256_mul_ps(r, _mm256_load_ps(tile.multiplier + column));
-  if (residual != nullptr) {
+INLINE __m256i rounded(const QconvJob& job, __m256i sum, int column, const uint8_t* residual) {
+  const QconvFinish& f = *job.finish;
+  __m256 r = _mm256_add_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(job.bias + column));
+  r = _mm256_mul_ps(r, _mm256_load_ps(job.multiplier + column));
+  if (residual != NULL) {
     const __m128i bytes = _mm_loadl_epi64((const __m128i*)(residual + column));
-    const __m256 q = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(f.res_zero));
-    r = _mm256_add_ps(r, _mm256_mul_ps(q, _mm256_set1_ps(f.res_multiplier)));
+    const __m256 other = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(f.res_zero));
+    r = _mm256_add_ps(r, _mm256_mul_ps(other, _mm256_set1_ps(f.res_multiplier)));
   }
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(r, _mm256_set1_ps(f.low)), _mm256_set1_ps(f.high)));
 }
 
 template <int R, int V>
-INLINE void finish(const QconvTile& tile, const __m256i (&sum)[R][V]) {
-  const __m256i zero = _mm256_set1_epi32(tile.finish->out_zero);
+INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m256i (&sum)[R][V]) {
+  const __m256i zero = _mm256_set1_epi32(job.finish->out_zero);
   UNROLL for (int r = 0; r < R; r++) {
-    uint8_t residual[kVectors * kLanes];
-    const bool add = tile.residual != nullptr;
-    if (add) memcpy(residual, tile.residual + r * tile.pitch, (size_t)tile.columns);
+    const int64_t at = (tile.first + r) * job.pitch;
+    uint8_t bytes[kColumns];
+    const bool add = job.residual != NULL;
+    if (add) memcpy(bytes, job.residual + at, (size_t)job.columns);
     __m256i q[kVectors] = {zero, zero};
     UNROLL for (int v = 0; v < V; v++) {
-      q[v] = _mm256_add_epi32(rounded(tile, sum[r][v], add ? residual : nullptr, v * kLanes), zero);
+      q[v] = _mm256_add_epi32(rounded(job, sum[r][v], v * kLanes, add ? bytes : NULL), zero);
     }
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    uint8_t* out = tile.out + r * tile.pitch;
-    if (tile.columns == kVectors * kLanes) {
-      _mm_storeu_si128((__m128i*)out, bytes);
+    const __m128i result = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    if (job.columns == kColumns) {
+      _mm_storeu_si128((__m128i*)(job.out + at), result);
     } else {
-      uint8_t tail[16];
-      _mm_storeu_si128((__m128i*)tail, bytes);
-      memcpy(out, tail, (size_t)tile.columns);
+      _mm_storeu_si128((__m128i*)bytes, result);
+      memcpy(job.out + at, bytes, (size_t)job.columns);
     }
   }
 }
 
 template <int R, int V>
-void run_tile(const QconvTile& tile) {
+void run_tile(const QconvJob& job, const QconvTile& tile) {
   __m256i sum[R][V];
   UNROLL for (int v = 0; v < V; v++) {
-    const __m256i start = _mm256_load_si256((const __m256i*)(tile.start + v * kLanes));
+    const __m256i start = _mm256_load_si256((const __m256i*)(job.start + v * kLanes));
     UNROLL for (int r = 0; r < R; r++) sum[r][v] = start;
   }
-  multiply<R, V>(tile, sum);
-  finish<R, V>(tile, sum);
+  multiply<R, V>(job, tile, sum);
+  finish<R, V>(job, tile, sum);
 }
 
-using RunTile = void (*)(const QconvTile&);
+using RunTile = void (*)(const QconvJob& job, const QconvTile& tile);
 constexpr RunTile kTiles[kRows][kVectors] = {
     {run_tile<1, 1>, run_tile<1, 2>},
     {run_tile<2, 1>, run_tile<2, 2>},
@@ -96,10 +96,12 @@ constexpr RunTile kTiles[kRows][kVectors] = {
     {run_tile<4, 1>, run_tile<4, 2>},
 };
 
-void run(const QconvTile& tile) { kTiles[tile.rows - 1][tile.vectors - 1](tile); }
+void run(const QconvJob& job) {
+  for (const QconvTile* tile = job.tiles; tile != job.end; tile++) kTiles[tile->rows - 1][job.vectors - 1](job, *tile);
+}
 
 }  // namespace
 
-const QconvKernel qconv_avx2 = {kRows, kVectors * kLanes, kLanes, 2, run};
+const QconvKernel qconv_avx2 = {kRows, kColumns, kLanes, 2, false, run};
 
 }  // namespace qtool

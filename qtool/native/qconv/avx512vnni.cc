@@ -1,5 +1,6 @@
-// 6 pixels x 64 channels: 24 accumulators, 4 registers of weights, 4 bytes of a pixel broadcast from memory. Per step
-// of k there are 24 VPDPBUSD for 10 loads, so that the multiplier units never wait (one a cycle on Zen 4, two on Xeons).
+// 6 pixels x 64 channels, or 12 x 32: 24 accumulators, up to 4 registers of weights, 4 bytes of a pixel broadcast from
+// memory. Per step of k there are 24 VPDPBUSD for 10 (14) loads, so that the multiplier units never wait (they do one a
+// cycle on Zen 4, two on Xeons). What is left are the sums' way to bytes, some 20 instructions for 64 of them.
 #include <immintrin.h>
 #include <string.h>
 
@@ -8,10 +9,10 @@
 namespace qtool {
 namespace {
 
-constexpr int kRows = 6, kVectors = 4, kLanes = 16;
+constexpr int kLanes = 16, kRows = 6, kVectors = 4, kNarrowRows = 12, kNarrowVectors = 2;
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 
 // With the intrinsic, GCC 12 copies and spills the accumulators (a third of the speed).
 INLINE void dot(__m512i& sum, __m512i a, __m512i w) { __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
@@ -23,12 +24,13 @@ INLINE __m512i broadcast(const uint8_t* bytes) {
 }
 
 template <int R, int V>
-INLINE void multiply(const QconvTile& tile, __m512i (&sum)[R][V]) {
-  const int8_t* weight = static_cast<const int8_t*>(tile.weight);
-  for (int64_t tap = 0; tap < tile.taps; tap++) {
+INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m512i (&sum)[R][V]) {
+  const int8_t* weight = static_cast<const int8_t*>(job.weight);
+  for (int64_t tap = 0; tap < job.taps; tap++) {
+    const int64_t offset = tile.offsets[tap] + job.offset;
     const uint8_t* pixel[R];
-    UNROLL for (int r = 0; r < R; r++) pixel[r] = tile.pixels[tap * kRows + r] + tile.offset;
-    for (int64_t i = 0; i < tile.length; i += 4, weight += V * 64) {
+    UNROLL for (int r = 0; r < R; r++) pixel[r] = tile.pixels[tap * tile.step + r] + offset;
+    for (int64_t i = 0; i < job.length; i += 4, weight += V * 64) {
       __m512i w[V];
       UNROLL for (int v = 0; v < V; v++) w[v] = _mm512_load_si512(weight + v * 64);
       UNROLL for (int r = 0; r < R; r++) {
@@ -39,63 +41,121 @@ INLINE void multiply(const QconvTile& tile, __m512i (&sum)[R][V]) {
   }
 }
 
-template <bool RESIDUAL>
-INLINE __m512i rounded(const QconvTile& tile, __m512i sum, int row, int column, __mmask16 lanes) {
-  const QconvFinish& f = *tile.finish;
-  __m512 r = _mm512_add_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(tile.bias + column));
-  r = _mm512_mul_ps(r, _mm512_load_ps(tile.multiplier + column));
-  if (RESIDUAL) {
-    const __m128i bytes = _mm_maskz_loadu_epi8(lanes, tile.residual + row * tile.pitch + column);
-    const __m512 q = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(f.res_zero));
-    r = _mm512_add_ps(r, _mm512_mul_ps(q, _mm512_set1_ps(f.res_multiplier)));
+INLINE __mmask64 first_lanes(int count) { return ~(__mmask64)0 >> (64 - count); }
+
+INLINE __m512i rounded(const QconvJob& job, __m512i sum, int column, const uint8_t* residual) {
+  const QconvFinish& f = *job.finish;
+  __m512 r = _mm512_add_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(job.bias + column));
+  r = _mm512_mul_ps(r, _mm512_load_ps(job.multiplier + column));
+  if (residual != NULL) {
+    const __mmask16 lanes = (__mmask16)(first_lanes(job.columns) >> column);
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, residual + column));
+    const __m512 other = _mm512_sub_ps(_mm512_cvtepi32_ps(bytes), _mm512_set1_ps(f.res_zero));
+    r = _mm512_add_ps(r, _mm512_mul_ps(other, _mm512_set1_ps(f.res_multiplier)));
   }
   // What is too low for an int32 becomes the lowest one, and packing clamps that as it should. What is too high would
-  // become the lowest one, too: hence the minimum.
-  return _mm512_cvtps_epi32(_mm512_min_ps(r, _mm512_set1_ps(f.high)));
+  // become the lowest one, too.
+  if (!f.fits) r = _mm512_min_ps(r, _mm512_set1_ps(f.high));
+  return _mm512_cvtps_epi32(r);
 }
 
-template <int R, int V, bool RESIDUAL>
-INLINE void finish(const QconvTile& tile, const __m512i (&sum)[R][V]) {
-  const QconvFinish& f = *tile.finish;
-  const __m512i zero = _mm512_set1_epi16((int16_t)f.out_zero), low = _mm512_set1_epi8((char)f.out_min);
+// 64 results in four vectors to bytes in the same order.
+INLINE __m512i packed(const QconvFinish& f, const __m512i (&q)[4]) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __mmask64 lanes = ~(__mmask64)0 >> (64 - tile.columns);
-  UNROLL for (int r = 0; r < R; r++) {
-    __m512i q[kVectors];
-    UNROLL for (int v = 0; v < kVectors; v++) {
-      q[v] = v < V ? rounded<RESIDUAL>(tile, sum[r][v < V ? v : 0], r, v * kLanes, (__mmask16)(lanes >> v * kLanes))
-                   : _mm512_setzero_si512();
-    }
-    const __m512i left = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero);
-    const __m512i right = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero);
-    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(left, right));
-    _mm512_mask_storeu_epi8(tile.out + r * tile.pitch, lanes, _mm512_max_epu8(bytes, low));
+  __m512i left = _mm512_packs_epi32(q[0], q[1]), right = _mm512_packs_epi32(q[2], q[3]);
+  if (f.out_zero != 0) {
+    left = _mm512_adds_epi16(left, _mm512_set1_epi16((int16_t)f.out_zero));
+    right = _mm512_adds_epi16(right, _mm512_set1_epi16((int16_t)f.out_zero));
   }
+  __m512i bytes = _mm512_packus_epi16(left, right);
+  if (f.out_min != 0) bytes = _mm512_max_epu8(bytes, _mm512_set1_epi8((char)f.out_min));
+  if (f.out_max != 255) bytes = _mm512_min_epu8(bytes, _mm512_set1_epi8((char)f.out_max));
+  return _mm512_permutexvar_epi32(order, bytes);
 }
 
-template <int R, int V>
-void run_tile(const QconvTile& tile) {
-  __m512i sum[R][V];
-  UNROLL for (int v = 0; v < V; v++) {
-    const __m512i start = _mm512_load_si512(tile.start + v * kLanes);
-    UNROLL for (int r = 0; r < R; r++) sum[r][v] = start;
-  }
-  multiply<R, V>(tile, sum);
-  if (tile.residual != nullptr) {
-    finish<R, V, true>(tile, sum);
+// Row `row` of V * 16 columns of `bytes`.
+template <int V>
+INLINE void store(const QconvJob& job, int64_t pixel, __m512i bytes, int row) {
+  const __mmask64 lanes = first_lanes(job.columns);
+  uint8_t* out = job.out + pixel * job.pitch;
+  if (V > 2) {
+    _mm512_mask_storeu_epi8(out, lanes, bytes);
+  } else if (V == 2) {
+    const __m256i part = row == 0 ? _mm512_castsi512_si256(bytes) : _mm512_extracti64x4_epi64(bytes, 1);
+    _mm256_mask_storeu_epi8(out, (__mmask32)lanes, part);
   } else {
-    finish<R, V, false>(tile, sum);
+    const __m128i part = row == 0   ? _mm512_castsi512_si128(bytes)
+                         : row == 1 ? _mm512_extracti32x4_epi32(bytes, 1)
+                         : row == 2 ? _mm512_extracti32x4_epi32(bytes, 2)
+                                    : _mm512_extracti32x4_epi32(bytes, 3);
+    _mm_mask_storeu_epi8(out, (__mmask16)lanes, part);
   }
 }
 
-using RunTile = void (*)(const QconvTile&);
-#define ROW(R) {run_tile<R, 1>, run_tile<R, 2>, run_tile<R, 3>, run_tile<R, 4>}
-constexpr RunTile kTiles[kRows][kVectors] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+// As many rows at a time as fill 64 bytes.
+template <int R, int V, bool RESIDUAL>
+INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m512i (&sum)[R][V]) {
+  constexpr int kTogether = V > 2 ? 1 : 4 / V;
+  UNROLL for (int r = 0; r < R; r += kTogether) {
+    __m512i q[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+      const int row = V > 2 ? r : r + i / V, v = V > 2 ? i : i % V;
+      const bool used = row < R && v < V;
+      const uint8_t* residual = RESIDUAL ? job.residual + (tile.first + row) * job.pitch : NULL;
+      q[i] = used ? rounded(job, sum[used ? row : 0][used ? v : 0], v * kLanes, residual) : _mm512_setzero_si512();
+    }
+    const __m512i bytes = packed(*job.finish, q);
+    UNROLL for (int i = 0; i < kTogether; i++) {
+      if (r + i < R) store<V>(job, tile.first + r + i, bytes, i);
+    }
+  }
+}
 
-void run(const QconvTile& tile) { kTiles[tile.rows - 1][tile.vectors - 1](tile); }
+// All tiles from `tile` on that have R rows; returns the next.
+template <int R, int V>
+const QconvTile* run_tiles(const QconvJob& given, const QconvTile* tile) {
+  // A copy, which no store of bytes can change. (Not one of *finish, too: GCC would keep its numbers in vector
+  // registers over all tiles, and spill sums for them.)
+  const QconvJob job = given;
+  for (; tile != job.end && tile->rows == R; tile++) {
+    __m512i sum[R][V];
+    UNROLL for (int v = 0; v < V; v++) {
+      const __m512i start = _mm512_load_si512(job.start + v * kLanes);
+      UNROLL for (int r = 0; r < R; r++) sum[r][v] = start;
+    }
+    multiply<R, V>(job, *tile, sum);
+    if (job.residual != NULL) {
+      finish<R, V, true>(job, *tile, sum);
+    } else {
+      finish<R, V, false>(job, *tile, sum);
+    }
+  }
+  return tile;
+}
+
+using RunTiles = const QconvTile* (*)(const QconvJob& job, const QconvTile* tile);
+
+#define ROW(R) {run_tiles<R, 1>, run_tiles<R, 2>, run_tiles<R, 3>, run_tiles<R, 4>}
+constexpr RunTiles kTiles[kRows][kVectors] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+
+#define NARROW(R) {run_tiles<R, 1>, run_tiles<R, 2>}
+constexpr RunTiles kNarrowTiles[kNarrowRows][kNarrowVectors] = {NARROW(1), NARROW(2),  NARROW(3),  NARROW(4),
+                                                                NARROW(5), NARROW(6),  NARROW(7),  NARROW(8),
+                                                                NARROW(9), NARROW(10), NARROW(11), NARROW(12)};
+
+void run(const QconvJob& job) {
+  for (const QconvTile* tile = job.tiles; tile != job.end;) tile = kTiles[tile->rows - 1][job.vectors - 1](job, tile);
+}
+
+void run_narrow(const QconvJob& job) {
+  for (const QconvTile* tile = job.tiles; tile != job.end;) {
+    tile = kNarrowTiles[tile->rows - 1][job.vectors - 1](job, tile);
+  }
+}
 
 }  // namespace
 
-const QconvKernel qconv_avx512vnni = {kRows, kVectors * kLanes, kLanes, 1, run};
+const QconvKernel qconv_avx512vnni = {kRows, kVectors * kLanes, kLanes, 1, false, run};
+const QconvKernel qconv_avx512vnni_narrow = {kNarrowRows, kNarrowVectors * kLanes, kLanes, 1, true, run_narrow};
 
 }  // namespace qtool

@@ -42,11 +42,12 @@ class Qconv final : public Op {
   int64_t scratch_bytes() const override;
 
  private:
-  struct Job;
   void cut_chunks();
+  int64_t tile_bytes() const;
   int64_t pointer_bytes() const;
+  QconvTile* place_tiles(const uint8_t* x, int64_t first, int64_t rows, uint8_t* scratch) const;
   void run_chunk(const RunContext& context, int64_t chunk, int thread) const;
-  void run_panel(const Job& job, const QconvPanel& panel) const;
+  void run_panel(const QconvPanel& panel, QconvJob job, const uint8_t* residual) const;
 
   Row<const QconvKernel*> row_;
   const QconvKernel& kernel_;
@@ -59,14 +60,6 @@ class Qconv final : public Op {
   int64_t rows_, pitch_;  // pixels and channels of the output
   int residual_;
   int64_t row_parts_, panel_parts_, most_rows_;  // chunks are row_parts x panel_parts
-};
-
-// A chunk while it runs: pixels `first` .. `first + rows - 1`, in tiles of nearly equal size.
-struct Qconv::Job {
-  int64_t first, rows, tiles;
-  const uint8_t** pointers;  // [tiles][taps][kernel.rows]
-  const uint8_t* residual;
-  uint8_t* out;
 };
 
 Qconv::Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const MakeContext& context)
@@ -89,14 +82,18 @@ void Qconv::cut_chunks() {
   most_rows_ = ceil_div(rows_, row_parts_);
 }
 
-int64_t Qconv::pointer_bytes() const {
-  const int64_t tiles = ceil_div(most_rows_, kernel_.rows);
-  return round_up(checked_product({tiles, kernel_.rows, pixels_.taps(), sizeof(uint8_t*)}), 64);
+int64_t Qconv::tile_bytes() const {
+  return round_up(ceil_div(most_rows_, kernel_.rows) * static_cast<int64_t>(sizeof(QconvTile)), 64);
 }
 
-// A thread's: the pointers, the copied taps.
+int64_t Qconv::pointer_bytes() const {
+  const int64_t tiles = ceil_div(most_rows_, kernel_.rows);
+  return round_up(checked_product({tiles, kernel_.rows, depth_.taps, sizeof(uint8_t*)}), 64);
+}
+
+// A thread's: the tiles, their pointers, the copied taps.
 int64_t Qconv::scratch_bytes() const {
-  return pointer_bytes() + checked_product({most_rows_, pixels_.patch_bytes()});
+  return tile_bytes() + pointer_bytes() + checked_product({most_rows_, pixels_.patch_bytes()});
 }
 
 void Qconv::run(const RunContext& context) const {
@@ -107,50 +104,57 @@ void Qconv::run(const RunContext& context) const {
 
 void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) const {
   const int64_t row_part = chunk % row_parts_, panel_part = chunk / row_parts_;
-  Job job;
-  job.first = part_begin(rows_, row_parts_, row_part);
-  job.rows = part_begin(rows_, row_parts_, row_part + 1) - job.first;
-  job.tiles = ceil_div(job.rows, kernel_.rows);
+  const int64_t first = part_begin(rows_, row_parts_, row_part);
+  const int64_t rows = part_begin(rows_, row_parts_, row_part + 1) - first;
   uint8_t* scratch = context.scratch + thread * context.scratch_stride;
-  job.pointers = reinterpret_cast<const uint8_t**>(scratch);
-  uint8_t* patch = scratch + pointer_bytes();
-  job.residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
+  QconvJob job = {};
+  job.tiles = reinterpret_cast<const QconvTile*>(scratch);
+  job.end = place_tiles(static_cast<const uint8_t*>(context.inputs[0]), first, rows, scratch);
+  job.taps = depth_.taps;
+  job.length = depth_.padded;
+  job.finish = &finish_;
   job.out = static_cast<uint8_t*>(context.output);
-  for (int64_t tile = 0; tile < job.tiles; tile++) {
-    const int64_t from = part_begin(job.rows, job.tiles, tile), to = part_begin(job.rows, job.tiles, tile + 1);
-    const uint8_t** pointers = job.pointers + tile * pixels_.taps() * kernel_.rows;
-    pixels_.fill(static_cast<const uint8_t*>(context.inputs[0]), job.first + from, static_cast<int>(to - from),
-                 kernel_.rows, pointers, &patch);
-  }
+  job.pitch = pitch_;
+  const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   const int64_t panels = panels_.size();
   const int64_t end = part_begin(panels, panel_parts_, panel_part + 1);
-  for (int64_t p = part_begin(panels, panel_parts_, panel_part); p < end; p++) run_panel(job, panels_[p]);
+  for (int64_t p = part_begin(panels, panel_parts_, panel_part); p < end; p++) run_panel(panels_[p], job, residual);
 }
 
-void Qconv::run_panel(const Job& job, const QconvPanel& panel) const {
-  QconvTile tile;
-  tile.taps = depth_.taps;
-  tile.offset = panel.input;
-  tile.length = depth_.padded;
-  tile.weight = panel.weight;
-  tile.start = panel.start;
-  tile.bias = panel.bias;
-  tile.multiplier = panel.multiplier;
-  tile.finish = &finish_;
-  tile.vectors = panel.vectors;
-  tile.columns = panel.columns;
-  tile.pitch = pitch_;
-  for (int64_t t = 0; t < job.tiles; t++) {
-    const int64_t from = part_begin(job.rows, job.tiles, t), to = part_begin(job.rows, job.tiles, t + 1);
-    const int64_t at = (job.first + from) * pitch_ + panel.output;
-    const uint8_t* residual = job.residual != nullptr ? job.residual + at : nullptr;
-    tile.rows = static_cast<int>(to - from);
-    tile.pixels = job.pointers + t * depth_.taps * kernel_.rows;
-    tile.residual = residual_ == 1 ? residual : nullptr;
-    tile.out = job.out + at;
-    kernel_.run(tile);
-    after_.run(tile.out, residual, tile.rows, tile.columns, pitch_);
+// Cuts the pixels first .. first + rows - 1 into tiles of nearly equal size; returns the end of the tiles.
+QconvTile* Qconv::place_tiles(const uint8_t* x, int64_t first, int64_t rows, uint8_t* scratch) const {
+  const uint8_t** pointers = reinterpret_cast<const uint8_t**>(scratch + tile_bytes());
+  uint8_t* patch = scratch + tile_bytes() + pointer_bytes();
+  const int64_t count = ceil_div(rows, kernel_.rows), least = rows / count, larger = rows % count;
+  QconvTile* tile = reinterpret_cast<QconvTile*>(scratch);
+  QconvPixels::Place place = pixels_.place(x, first);
+  for (int64_t t = 0; t < count; t++, tile++) {
+    tile->rows = least + (t < larger ? 1 : 0);
+    tile->first = first;
+    tile->pixels = pointers;
+    tile->step = pixels_.fill(&place, static_cast<int>(tile->rows), kernel_.rows, pointers, &patch);
+    tile->offsets = pixels_.offsets(tile->step);
+    pointers += tile->step == 0 ? kernel_.rows : kernel_.rows * depth_.taps;
+    first += tile->rows;
   }
+  return tile;
+}
+
+void Qconv::run_panel(const QconvPanel& panel, QconvJob job, const uint8_t* residual) const {
+  job.offset = panel.input;
+  job.vectors = panel.vectors;
+  job.columns = panel.columns;
+  job.weight = panel.weight;
+  job.start = panel.start;
+  job.bias = panel.bias;
+  job.multiplier = panel.multiplier;
+  job.out += panel.output;
+  if (residual != nullptr) residual += panel.output;
+  if (residual_ == 1) job.residual = residual;
+  kernel_.run(job);
+  const QconvTile& last = job.end[-1];
+  const int64_t rows = last.first + last.rows - job.tiles->first, at = job.tiles->first * pitch_;
+  after_.run(job.out + at, residual_ == 2 ? residual + at : nullptr, rows, panel.columns, pitch_);
 }
 
 }  // namespace
@@ -160,7 +164,11 @@ std::unique_ptr<Op> make_qconv(const qt_op& op, const MakeContext& context) {
   check_qconv(args);
   const bool named = context.kernel != nullptr;
   if (named ? std::strncmp(context.kernel, "qdwconv_", 8) == 0 : is_depthwise(args)) return make_qdwconv(op, context);
-  return std::make_unique<Qconv>(args, select_row(kRows, context), context);
+  const int outputs = args.out_channels / args.groups;
+  const auto usable = [&](const Row<const QconvKernel*>& row) {
+    return context.kernel != nullptr || !row.kernel->narrow || outputs <= row.kernel->columns;
+  };
+  return std::make_unique<Qconv>(args, select_row(kRows, context.isa, context.kernel, usable), context);
 }
 
 void list_qconv(std::vector<KernelInfo>* list) { list_rows("qconv", kRows, list); }

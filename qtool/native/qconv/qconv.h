@@ -30,30 +30,41 @@ struct QconvFinish {
   int32_t out_zero, out_min, out_max;
   float low, high;  // out_min - out_zero, out_max - out_zero
   float res_zero, res_multiplier;
+  bool fits;  // every r is within the range of int32: it may be clamped after it is rounded
 };
 
-// One tile: `rows` pixels by `columns` channels.
+// A tile: up to kernel.rows neighbouring pixels, all channels of a panel.
 struct QconvTile {
-  const uint8_t* const* pixels;  // [taps][kernel.rows]; entries of rows that the tile does not have are not read
-  int64_t taps;
-  int64_t offset, length;  // bytes of each tap: offset .. offset + length - 1; length is a multiple of 4
-  const void* weight;      // the panel; 64-byte aligned, as the three arrays of it:
-  const int32_t* start;    // [width], width = vectors * step
-  const float* bias;       // [width]
-  const float* multiplier; // [width]
+  const uint8_t* const* pixels;  // tap t of row r begins at pixels[t * step + r] + offsets[t] + job.offset
+  int64_t step;
+  const int64_t* offsets;  // [taps]
+  int64_t first;           // pixel
+  int64_t rows;            // 1..kernel.rows
+};
+
+// Tiles of one panel.
+struct QconvJob {
+  const QconvTile* tiles;
+  const QconvTile* end;
+  int64_t taps, length;     // length is in bytes, a multiple of 4
+  int64_t offset;           // the group's first input channel
+  int vectors;              // 1..kernel.columns / step
+  int columns;              // channels to write, at most width = vectors * step; the last vector may be partly used
+  const void* weight;       // the panel; 64-byte aligned, as the three arrays of it:
+  const int32_t* start;     // [width]
+  const float* bias;        // [width]
+  const float* multiplier;  // [width]
   const QconvFinish* finish;
-  int rows;                // 1..kernel.rows
-  int vectors;             // 1..kernel.columns / step
-  int columns;             // channels to write, at most width; only the last vector may be partly used
-  const uint8_t* residual; // as out, or NULL
-  uint8_t* out;            // row r, channel c at out[r * pitch + c]
+  const uint8_t* residual;  // as out, or NULL
+  uint8_t* out;             // pixel m, channel c of the panel at out[m * pitch + c]
   int64_t pitch;
 };
 
 // A kernel with what the packing must know of it.
 struct QconvKernel {
   int rows, columns, step, element_bytes;
-  void (*run)(const QconvTile& tile);
+  bool narrow;  // better than the others where a group has no more channels than `columns`, worse where it has
+  void (*run)(const QconvJob& job);
 };
 
 #define QT_KERNEL(isa, name, tile) extern const QconvKernel name;

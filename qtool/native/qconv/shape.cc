@@ -26,16 +26,16 @@ void check_sizes(const qt_conv_args& a) {
   checked_product({a.out_channels, a.kernel_height, a.kernel_width, a.in_channels / a.groups});
 }
 
-// No r can be infinite or NaN, whatever the sum.
-void check_numbers(const qt_conv_args& a) {
-  constexpr double kMostSum = 2147483648.0, kMostResult = 1e38;
+// The largest magnitude that r can have, whatever the sums are; NaN or infinite where a number is.
+double most_result(const qt_conv_args& a) {
+  double most = 0;
   for (int o = 0; o < a.out_channels; o++) {
-    const double bias = a.bias_f32 != nullptr ? a.bias_f32[o] : 0.0;
-    const double most = (kMostSum + std::fabs(bias)) * std::fabs(double{a.multiplier[o]});
-    require(most < kMostResult, "a multiplier or bias is not finite, or too large");  // false for NaN, too
+    const double sum = 2147483648.0 + (a.bias_f32 != nullptr ? std::fabs(double{a.bias_f32[o]}) : 0.0);
+    const double here = sum * std::fabs(double{a.multiplier[o]});
+    if (!(here <= most)) most = here;  // so that a NaN stays
+    if (std::isnan(most)) return most;
   }
-  if (a.residual != 1) return;
-  require(256.0 * std::fabs(double{a.res_multiplier}) < kMostResult, "the residual's multiplier is not finite");
+  return most + (a.residual == 1 ? 256.0 * std::fabs(double{a.res_multiplier}) : 0.0);
 }
 
 }  // namespace
@@ -50,7 +50,7 @@ void check_qconv(const qt_conv_args& a) {
   if (a.residual == 2) {
     require(a.add != nullptr && qbinary_arithmetic_is_sound(*a.add), "the arithmetic of the residual is not sound");
   }
-  check_numbers(a);
+  require(most_result(a) < 1e38, "a multiplier or a bias is not finite, or too large");  // no r is infinite or NaN
   qconv_extents(a);
 }
 
@@ -62,7 +62,8 @@ Extents qconv_extents(const qt_conv_args& a) {
 
 QconvFinish qconv_finish(const qt_conv_args& a) {
   const float low = static_cast<float>(a.out_min - a.out_zero), high = static_cast<float>(a.out_max - a.out_zero);
-  return {a.out_zero, a.out_min, a.out_max, low, high, static_cast<float>(a.res_zero), a.res_multiplier};
+  return {a.out_zero, a.out_min, a.out_max, low, high, static_cast<float>(a.res_zero), a.res_multiplier,
+          most_result(a) < 2147483000.0};
 }
 
 bool is_depthwise(const qt_conv_args& a) {

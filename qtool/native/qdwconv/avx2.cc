@@ -1,5 +1,5 @@
-// One pixel x 16 channels, exact: bytes become 16-bit numbers, those of two taps are interleaved and meet weights packed
-// as int16 in VPMADDWD.
+// One pixel x 16 channels, exact: bytes become 16-bit numbers, those of two taps are interleaved and meet weights
+// packed as int16 in VPMADDWD.
 #include <immintrin.h>
 #include <string.h>
 

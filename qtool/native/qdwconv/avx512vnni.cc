@@ -19,8 +19,8 @@ struct Zmm {
   static constexpr int kWords = 16, kLanes = 4;
   INLINE Int load(const void* p) { return _mm512_loadu_si512(p); }
   INLINE Float load_floats(const float* p) { return _mm512_load_ps(p); }
-  INLINE void store(uint8_t* p, int count, Int a) { _mm512_mask_storeu_epi8(p, ~(__mmask64)0 >> (64 - count), a); }
-  INLINE Int load_bytes(const uint8_t* p, int count) { return _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - count), p); }
+  INLINE void store_first(uint8_t* p, int n, Int a) { _mm512_mask_storeu_epi8(p, ~(__mmask64)0 >> (64 - n), a); }
+  INLINE Int load_first(const uint8_t* p, int n) { return _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - n), p); }
   INLINE Int zero() { return _mm512_setzero_si512(); }
   INLINE Int low8(Int a, Int b) { return _mm512_unpacklo_epi8(a, b); }
   INLINE Int high8(Int a, Int b) { return _mm512_unpackhi_epi8(a, b); }
@@ -35,8 +35,11 @@ struct Zmm {
   INLINE Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   INLINE Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
-  INLINE Int words(Int a, Int b, Int zero) { return _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero); }
-  INLINE Int bytes(Int a, Int b, Int low) { return _mm512_max_epu8(_mm512_packus_epi16(a, b), low); }
+  INLINE Int words(Int a, Int b) { return _mm512_packs_epi32(a, b); }
+  INLINE Int add16(Int a, Int b) { return _mm512_adds_epi16(a, b); }
+  INLINE Int bytes(Int a, Int b) { return _mm512_packus_epi16(a, b); }
+  INLINE Int min8(Int a, Int b) { return _mm512_min_epu8(a, b); }
+  INLINE Int max8(Int a, Int b) { return _mm512_max_epu8(a, b); }
 };
 
 struct Ymm {
@@ -45,8 +48,8 @@ struct Ymm {
   static constexpr int kWords = 8, kLanes = 2;
   INLINE Int load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
   INLINE Float load_floats(const float* p) { return _mm256_load_ps(p); }
-  INLINE void store(uint8_t* p, int count, Int a) { _mm256_mask_storeu_epi8(p, ~(__mmask32)0 >> (32 - count), a); }
-  INLINE Int load_bytes(const uint8_t* p, int count) { return _mm256_maskz_loadu_epi8(~(__mmask32)0 >> (32 - count), p); }
+  INLINE void store_first(uint8_t* p, int n, Int a) { _mm256_mask_storeu_epi8(p, ~(__mmask32)0 >> (32 - n), a); }
+  INLINE Int load_first(const uint8_t* p, int n) { return _mm256_maskz_loadu_epi8(~(__mmask32)0 >> (32 - n), p); }
   INLINE Int zero() { return _mm256_setzero_si256(); }
   INLINE Int low8(Int a, Int b) { return _mm256_unpacklo_epi8(a, b); }
   INLINE Int high8(Int a, Int b) { return _mm256_unpackhi_epi8(a, b); }
@@ -61,13 +64,17 @@ struct Ymm {
   INLINE Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
   INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   INLINE Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
-  INLINE Int words(Int a, Int b, Int zero) { return _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero); }
-  INLINE Int bytes(Int a, Int b, Int low) { return _mm256_max_epu8(_mm256_packus_epi16(a, b), low); }
+  INLINE Int words(Int a, Int b) { return _mm256_packs_epi32(a, b); }
+  INLINE Int add16(Int a, Int b) { return _mm256_adds_epi16(a, b); }
+  INLINE Int bytes(Int a, Int b) { return _mm256_packus_epi16(a, b); }
+  INLINE Int min8(Int a, Int b) { return _mm256_min_epu8(a, b); }
+  INLINE Int max8(Int a, Int b) { return _mm256_max_epu8(a, b); }
 };
 
-template <class V>
-INLINE void dot(typename V::Int& sum, typename V::Int a, const typename V::Int* w) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "m"(*w));
+// With the intrinsic, GCC 12 copies and spills the accumulators.
+template <class Int>
+INLINE void dot(Int& sum, Int a, Int w) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
 }
 
 // Element (v, lane, i) of the result holds byte (lane, v * 4 + i) of the four inputs, one after another.
@@ -84,79 +91,110 @@ INLINE Taps<V> interleave(typename V::Int a, typename V::Int b, typename V::Int 
            V::high16(high_ab, high_cd)}};
 }
 
-template <class V>
-INLINE void accumulate(Taps<V>& sum, const Taps<V>& taps, const QdwconvBlock& block, int64_t group) {
+// Adds one group of taps to the sums of P pixels; taps[p * STEP] are those of pixel p.
+template <class V, int P, int STEP>
+INLINE void accumulate(Taps<V> (&sum)[P], const Taps<V>* taps, const QdwconvBlock& block, int64_t group) {
   const typename V::Int* weight = static_cast<const typename V::Int*>(block.weight) + group * kVectors;
-  UNROLL for (int v = 0; v < kVectors; v++) dot<V>(sum.of[v], taps.of[v], weight + v);
+  UNROLL for (int v = 0; v < kVectors; v++) {
+    const typename V::Int w = V::load(weight + v);
+    UNROLL for (int p = 0; p < P; p++) dot(sum[p].of[v], taps[p * STEP].of[v], w);
+  }
 }
 
-template <class V>
-INLINE Taps<V> start(const QdwconvBlock& block) {
-  Taps<V> sum;
-  UNROLL for (int v = 0; v < kVectors; v++) sum.of[v] = V::load(block.start + v * V::kWords);
-  return sum;
+template <class V, int P>
+INLINE void start(const QdwconvBlock& block, Taps<V> (&sum)[P]) {
+  UNROLL for (int v = 0; v < kVectors; v++) {
+    const typename V::Int from = V::load(block.start + v * V::kWords);
+    UNROLL for (int p = 0; p < P; p++) sum[p].of[v] = from;
+  }
 }
 
-template <class V, bool RESIDUAL>
-INLINE void finish(const QdwconvLine& line, const QdwconvBlock& block, int64_t x, const Taps<V>& sum) {
+// See rounded() and packed() in qconv/avx512vnni.cc.
+template <class V, int P, bool RESIDUAL>
+INLINE void finish(const QdwconvLine& line, const QdwconvBlock& block, int64_t x, const Taps<V> (&sum)[P]) {
   const QconvFinish& f = line.shape->finish;
   const int64_t at = x * line.shape->channels + block.first;
-  Taps<V> residual;
-  if (RESIDUAL) {
-    residual = interleave<V>(V::load_bytes(line.residual + at, block.channels), V::zero(), V::zero(), V::zero());
+  Taps<V> q[P];
+  UNROLL for (int p = 0; p < P && RESIDUAL; p++) {
+    const uint8_t* residual = line.residual + at + p * line.shape->channels;
+    q[p] = interleave<V>(V::load_first(residual, block.channels), V::zero(), V::zero(), V::zero());
   }
-  typename V::Int q[kVectors];
   UNROLL for (int v = 0; v < kVectors; v++) {
-    typename V::Float r = V::add(V::to_float(sum.of[v]), V::load_floats(block.bias + v * V::kWords));
-    r = V::mul(r, V::load_floats(block.multiplier + v * V::kWords));
-    if (RESIDUAL) {
-      const typename V::Float other = V::sub(V::to_float(residual.of[v]), V::all(f.res_zero));
-      r = V::add(r, V::mul(other, V::all(f.res_multiplier)));
+    const typename V::Float bias = V::load_floats(block.bias + v * V::kWords);
+    const typename V::Float multiplier = V::load_floats(block.multiplier + v * V::kWords);
+    UNROLL for (int p = 0; p < P; p++) {
+      typename V::Float r = V::mul(V::add(V::to_float(sum[p].of[v]), bias), multiplier);
+      if (RESIDUAL) {
+        const typename V::Float other = V::sub(V::to_float(q[p].of[v]), V::all(f.res_zero));
+        r = V::add(r, V::mul(other, V::all(f.res_multiplier)));
+      }
+      if (!f.fits) r = V::min(r, V::all(f.high));
+      q[p].of[v] = V::to_int(r);
     }
-    q[v] = V::to_int(V::min(r, V::all(f.high)));  // see qconv/avx512vnni.cc
   }
-  const typename V::Int zero = V::all16(f.out_zero);
-  const typename V::Int left = V::words(q[0], q[1], zero), right = V::words(q[2], q[3], zero);
-  V::store(line.out + at, block.channels, V::bytes(left, right, V::all8(f.out_min)));
+  UNROLL for (int p = 0; p < P; p++) {
+    typename V::Int left = V::words(q[p].of[0], q[p].of[1]), right = V::words(q[p].of[2], q[p].of[3]);
+    if (f.out_zero != 0) {
+      left = V::add16(left, V::all16(f.out_zero));
+      right = V::add16(right, V::all16(f.out_zero));
+    }
+    typename V::Int bytes = V::bytes(left, right);
+    if (f.out_min != 0) bytes = V::max8(bytes, V::all8(f.out_min));
+    if (f.out_max != 255) bytes = V::min8(bytes, V::all8(f.out_max));
+    V::store_first(line.out + at + p * line.shape->channels, block.channels, bytes);
+  }
 }
 
 template <class V>
 INLINE Taps<V> column(const QdwconvLine& line, const QdwconvBlock& block, int64_t x) {
-  const uint8_t* const* rows = line.rows;
-  const typename V::Int a = V::load(qdwconv_tap(line, rows[0], x) + block.first);
-  const typename V::Int b = V::load(qdwconv_tap(line, rows[1], x) + block.first);
-  const typename V::Int c = V::load(qdwconv_tap(line, rows[2], x) + block.first);
-  return interleave<V>(a, b, c, V::zero());
+  typename V::Int taps[3];
+  UNROLL for (int ky = 0; ky < 3; ky++) taps[ky] = V::load(qdwconv_tap(line, line.rows[ky], x) + block.first);
+  return interleave<V>(taps[0], taps[1], taps[2], V::zero());
+}
+
+// P neighbouring pixels; the first of the columns that they see are those that the pixels before left in `shared`.
+template <class V, int STRIDE, int P, bool RESIDUAL>
+INLINE void run_neighbours(const QdwconvLine& line, const QdwconvBlock& block, int64_t x, Taps<V> (&shared)[2]) {
+  constexpr int kShared = 3 - STRIDE, kCount = (P - 1) * STRIDE + 3;
+  const int64_t left = x * STRIDE - line.shape->pad;
+  Taps<V> columns[kCount];
+  UNROLL for (int i = 0; i < kCount; i++) {
+    columns[i] = i < kShared ? shared[i < kShared ? i : 0] : column<V>(line, block, left + i);
+  }
+  Taps<V> sum[P];
+  start<V>(block, sum);
+  UNROLL for (int kx = 0; kx < 3; kx++) accumulate<V, P, STRIDE>(sum, columns + kx, block, kx);
+  UNROLL for (int i = 0; i < kShared; i++) shared[i] = columns[P * STRIDE + i];
+  finish<V, P, RESIDUAL>(line, block, x, sum);
 }
 
 template <class V, int STRIDE, bool RESIDUAL>
-void run_columns(const QdwconvLine& line, const QdwconvBlock& block) {
-  int64_t next = -line.shape->pad;
-  Taps<V> first = column<V>(line, block, next++), second;
-  if (STRIDE == 1) second = column<V>(line, block, next++);
-  for (int64_t x = 0; x < line.shape->out_width; x++) {
-    if (STRIDE == 2) second = column<V>(line, block, next++);
-    const Taps<V> third = column<V>(line, block, next++);
-    Taps<V> sum = start<V>(block);
-    accumulate<V>(sum, first, block, 0);
-    accumulate<V>(sum, second, block, 1);
-    accumulate<V>(sum, third, block, 2);
-    finish<V, RESIDUAL>(line, block, x, sum);
-    first = STRIDE == 1 ? second : third;
-    second = third;
-  }
+void run_columns(const QdwconvLine& given, const QdwconvBlock& given_block) {
+  // Copies, so that the compiler need not fear that a store of bytes changes them.
+  const QdwconvBlock block = given_block;
+  const QdwconvShape shape = *given.shape;
+  const uint8_t* const rows[3] = {given.rows[0], given.rows[1], given.rows[2]};
+  const QdwconvLine line = {&shape, rows, NULL, given.residual, given.out};
+  Taps<V> shared[2];
+  shared[0] = column<V>(line, block, -line.shape->pad);
+  if (STRIDE == 1) shared[1] = column<V>(line, block, 1 - line.shape->pad);
+  int64_t x = 0;
+  for (; x + 2 <= line.shape->out_width; x += 2) run_neighbours<V, STRIDE, 2, RESIDUAL>(line, block, x, shared);
+  if (x < line.shape->out_width) run_neighbours<V, STRIDE, 1, RESIDUAL>(line, block, x, shared);
 }
 
 template <class V, bool RESIDUAL>
 void run_pixel(const QdwconvLine& line, const QdwconvBlock& block, int64_t x) {
-  Taps<V> sum = start<V>(block);
+  Taps<V> sum[1];
+  start<V>(block, sum);
   for (int g = 0; g < line.shape->groups; g++) {
     const uint8_t* const* p = line.pointers + g * kGroup;
     const typename V::Int a = V::load(p[0] + block.first), b = V::load(p[1] + block.first);
     const typename V::Int c = V::load(p[2] + block.first), d = V::load(p[3] + block.first);
-    accumulate<V>(sum, interleave<V>(a, b, c, d), block, g);
+    const Taps<V> taps = interleave<V>(a, b, c, d);
+    accumulate<V, 1, 1>(sum, &taps, block, g);
   }
-  finish<V, RESIDUAL>(line, block, x, sum);
+  finish<V, 1, RESIDUAL>(line, block, x, sum);
 }
 
 template <class V, bool RESIDUAL>
@@ -171,16 +209,19 @@ void run_block(const QdwconvLine& line, const QdwconvBlock& block) {
 template <bool RESIDUAL>
 void run_line(const QdwconvLine& line) {
   const QdwconvShape& s = *line.shape;
+  const QdwconvBlock* end = s.blocks + s.block_count;
   if (s.by_columns && s.stride <= 2) {
-    for (const QdwconvBlock* block = s.blocks; block != s.blocks + s.block_count; block++) {
-      block->lanes == Zmm::kLanes ? run_block<Zmm, RESIDUAL>(line, *block) : run_block<Ymm, RESIDUAL>(line, *block);
+    for (const QdwconvBlock* block = s.blocks; block != end; block++) {
+      const bool full = block->lanes == Zmm::kLanes;
+      full ? run_block<Zmm, RESIDUAL>(line, *block) : run_block<Ymm, RESIDUAL>(line, *block);
     }
     return;
   }
   for (int64_t x = 0; x < s.out_width; x++) {
     qdwconv_point(line, x, kGroup);
-    for (const QdwconvBlock* block = s.blocks; block != s.blocks + s.block_count; block++) {
-      block->lanes == Zmm::kLanes ? run_pixel<Zmm, RESIDUAL>(line, *block, x) : run_pixel<Ymm, RESIDUAL>(line, *block, x);
+    for (const QdwconvBlock* block = s.blocks; block != end; block++) {
+      const bool full = block->lanes == Zmm::kLanes;
+      full ? run_pixel<Zmm, RESIDUAL>(line, *block, x) : run_pixel<Ymm, RESIDUAL>(line, *block, x);
     }
   }
 }

@@ -7,11 +7,11 @@
 //
 // A multiplication of bytes that adds `group` neighbouring products at once (VPDPBUSD 4, VPMADDWD 2) sums over taps
 // here: the input vectors of a group of taps are interleaved byte by byte, as unpacking does it. So taps are numbered
-// in groups: slot s of group g, in the order of (ky, kx), the last group filled up with empty slots of weight 0. A kernel
-// with `columns` has a group for each column of a 3x3 kernel instead, which neighbouring pixels then share.
+// in groups: slot s of group g, in the order of (ky, kx), the last group filled up with empty slots of weight 0. A
+// kernel with `columns` has a group for each column of a 3x3 kernel instead, which neighbouring pixels then share.
 //
-// Unpacking works inside of 128-bit lanes. Channels are cut in blocks of lanes * vectors * 4; position i of 0..3, lane l
-// and vector v holds channel (l * vectors + v) * 4 + i of its block, and a block is packed
+// Unpacking works inside of 128-bit lanes. Channels are cut in blocks of lanes * vectors * 4; position i of 0..3, lane
+// l and vector v holds channel (l * vectors + v) * 4 + i of its block, and a block is packed
 //   weight [group][vector][lane][i][slot] (int8 or, with element_bytes 2, int16)
 //   start, bias, multiplier [vector][lane][i]
 // Channels past the last one have weights, start and multipliers of 0; they are read (see QT_SLACK), never written.
