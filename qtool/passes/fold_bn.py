@@ -26,7 +26,8 @@ def fold_batch_norm(graph: Graph, only: frozenset[str] | None = None) -> Graph:
         layer = graph.producers.get(bn.inputs[0])
         if layer is None or not can_fold(graph, layer, bn):
             continue
-        folded, new = _fold(graph, layer, bn)
+        with np.errstate(all="ignore"):  # what is no variance shows as NaN or infinity in the weights
+            folded, new = _fold(graph, layer, bn)
         replaced[layer.name], replaced[bn.name] = None, folded
         arrays.update(new)
     if not replaced:

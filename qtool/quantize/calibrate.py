@@ -53,6 +53,7 @@ def calibrate(
     a batch once it is observed. Dynamic mode needs no batches. Raises DataError for NaN or Inf (naming the layer) and
     QuantizationError where there was nothing to observe.
     """
+    _check_parameters(prepared)
     observers = [make_observer(group.config) if group.fixed is None else None for group in prepared.groups]
     by_value = {
         name: observer
@@ -75,6 +76,20 @@ def calibrate(
         samples,
         tuple(warnings),
     )
+
+
+def _check_parameters(prepared: Prepared) -> None:
+    """NaN or infinity in a weight would come out of every layer behind it: it is named here, before anything runs."""
+    for node in prepared.graph.nodes:
+        spec = get(node.op)
+        positions = (spec.weight, spec.bias) if node.name in prepared.qconfigs else ()
+        for name in (node.inputs[at] for at in positions if at is not None and at < len(node.inputs)):
+            array = prepared.graph.initializers.get(name)
+            if array is not None and not np.isfinite(array).all():
+                count = array.size - np.count_nonzero(np.isfinite(array))
+                raise QuantizationError(
+                    f"'{name}' of {node.op} '{node.name}': {count} of {array.size} numbers are NaN or infinite"
+                )
 
 
 def _computed(prepared: Prepared) -> tuple[str, ...]:
