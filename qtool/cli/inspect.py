@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def command(shared: Shared, model: str, backend: str) -> None:
     """List a model's layers, shapes and sizes, and what would be quantized. MODEL is a file or zoo:NAME.
 
+    MMACs are million multiply-accumulate operations for one sample, with 1 for sizes only known at run time.
+
     \b
     Examples:
       qtool inspect model.npz
@@ -54,7 +56,8 @@ def _layers(graph: Graph, backend: str) -> list[dict[str, Any]]:
             "shape": _shape(graph, node.outputs[0]),
             "bytes": sum(graph.initializers[name].nbytes for name in set(node.inputs) & graph.initializers.keys()),
             "macs": macs_of(node, shapes),
-            "quantization": states.get(node.name) or _state(graph, node),
+            "precision": states.get(node.name) or _precision(graph, node),
+            **_parameters(graph, node),
         }
         for node in graph.nodes
     ]
@@ -73,22 +76,25 @@ def _summary(graph: Graph, layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _show(shared: Shared, graph: Graph, layers: list[dict[str, Any]]) -> None:
-    from qtool.cli.render import line, megabytes, plural, table
+    from qtool.cli.render import line, megabytes, number, plural, table
 
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             row["name"],
             row["op"],
-            row["shape"],
+            _short(row["shape"]),
             megabytes(row["bytes"]) if row["bytes"] else "-",
             f"{row['macs'] / 1e6:.2f}" if row["macs"] else "-",
-            row["quantization"],
+            row["precision"],
+            number(row["scale"]),
+            "-" if row["zero_point"] is None else row["zero_point"],
         )
         for row in layers
     ]
-    last = "quantization" if graph.is_quantized else "would be"
-    columns = ("layer", "operator", "output", "constants", "million MACs", last)
-    shared.show(table(graph.name or "model", columns, rows, numeric=(3, 4)), "")
+    columns: tuple[str, ...] = ("layer", "operator", "output", "bytes", "MMACs", "runs in", "scale", "zero")
+    if not graph.is_quantized:
+        rows, columns = [row[:6] for row in rows], (*columns[:5], "would be")
+    shared.show(table(graph.name or "model", columns, rows, numeric=(3, 4, 6, 7)), "")
     summary = _summary(graph, layers)
     for name in ("inputs", "outputs"):
         shared.show(line(f"{name}: {', '.join(f'{key} {value}' for key, value in summary[name].items())}"))
@@ -105,7 +111,8 @@ def _origin(graph: Graph) -> list[str]:
     if isinstance(recipe, dict):
         found.append(f"made by qtool {graph.meta.get('qtool')} from {recipe.get('model')}, mode {recipe.get('mode')}")
     if isinstance(used, dict):
-        found.append(f"calibrated on {used.get('samples')} samples of {used.get('data')}, sha256 {used.get('sha256')}")
+        digest = str(used.get("sha256"))[:16]
+        found.append(f"calibrated on {used.get('samples')} samples of {used.get('data')}, sha256 {digest}...")
     return found
 
 
@@ -114,14 +121,26 @@ def _shape(graph: Graph, name: str) -> str:
     return f"{value.dtype.value}[{', '.join(map(str, value.shape))}]"
 
 
-def _state(graph: Graph, node: Node) -> str:
+def _short(shape: str) -> str:
+    """float32[N, 3] -> [N,3], uint8[N, 3] -> u8[N,3]"""
+    for long, short in (("float32", ""), ("float", "f"), ("uint", "u"), ("int", "i"), (", ", ",")):
+        shape = shape.replace(long, short)
+    return shape
+
+
+def _precision(graph: Graph, node: Node) -> str:
     """How a node of a quantized model runs."""
+    if node.op == "linear_dynamic":
+        return "int8 dynamic"
+    return "float32" if graph.values[node.outputs[0]].qparams is None else "int8"
+
+
+def _parameters(graph: Graph, node: Node) -> dict[str, Any]:
+    """Scale and zero point of the output."""
     qparams = graph.values[node.outputs[0]].qparams
-    if qparams is None:
-        return "int8 dynamic" if node.op == "linear_dynamic" else "float32"
-    if qparams.axis is not None:
-        return f"{qparams.dtype.value}, {qparams.scale.size} scales along axis {qparams.axis}"
-    return f"{qparams.dtype.value}, scale {qparams.scale[0]:.4g}, zero point {qparams.zero_point[0]}"
+    if qparams is None or qparams.axis is not None:
+        return {"scale": None, "zero_point": None}
+    return {"scale": float(qparams.scale[0]), "zero_point": int(qparams.zero_point[0])}
 
 
 def _possibilities(graph: Graph, backend: str) -> dict[str, str]:

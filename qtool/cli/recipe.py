@@ -124,7 +124,7 @@ def schema() -> None:
 @command.command("presets")
 @shared_options
 def presets(shared: Shared) -> None:
-    """List the presets that a qconfig can name, and what each does.
+    """List the presets that a qconfig can name, and what each does; with -v what PyTorch calls them.
 
     \b
     Example:
@@ -140,4 +140,7 @@ def presets(shared: Shared) -> None:
     from qtool.cli.render import table
 
     rows = [(name, preset.summary, preset.source) for name, preset in PRESETS.items()]
-    shared.show(table("presets", ("name", "what", "PyTorch's name"), rows))
+    if shared.verbose:
+        shared.show(table("presets", ("name", "what", "PyTorch's name"), rows))
+    else:
+        shared.show(table("presets", ("name", "what"), [row[:2] for row in rows]))

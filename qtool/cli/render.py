@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from os.path import normpath
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,9 +20,9 @@ RATES = ("top1", "top5")
 Row = Sequence[object]
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Row], numeric: Sequence[int] = ()) -> Table:
-    """A plain table; the columns in ``numeric`` are right-aligned and never broken."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+def table(title: str, columns: Sequence[str], rows: Iterable[Row], numeric: Sequence[int] = ()) -> RenderableType:
+    """A plain table below its title; the columns in ``numeric`` are right-aligned and never broken."""
+    made = Table(box=None, pad_edge=False, show_header=any(columns), header_style="bold")
     for position, column in enumerate(columns):
         if position in numeric:
             made.add_column(column, justify="right", no_wrap=True)
@@ -29,7 +30,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Row], numeric: Sequ
             made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(Text(printable(str(cell))) for cell in row))
-    return made
+    return Group(line(title, "bold"), made)
 
 
 def line(text: str, style: str = "") -> Text:
@@ -81,11 +82,11 @@ def report(result: Report, *, verbose: bool = False) -> RenderableType:
         parts += ["", _gates(result)]
     if result.warnings:
         parts += ["", *(line(f"warning: {warning}", "yellow") for warning in result.warnings)]
-    parts += ["", line(f"written: {result.output}")]
+    parts += ["", line(f"written: {normpath(result.output)}")]
     return Group(*parts)
 
 
-def _summary(result: Report) -> Table:
+def _summary(result: Report) -> RenderableType:
     quantized = sum(layer.precision != "float32" for layer in result.layers)
     size = result.size
     saved = times(size.ratio, "smaller", "larger")
@@ -94,7 +95,8 @@ def _summary(result: Report) -> Table:
         rows.append(_accuracy_row(result.accuracy))
     if result.latency is not None:
         rows.append(_latency_row(result.latency))
-    title = f"{result.model}: {result.mode}, {result.backend}, {quantized} of {len(result.layers)} layers in int8"
+    share = f"{quantized} of {len(result.layers)} layers in int8"
+    title = f"{normpath(result.model)}: {result.mode}, {result.backend}, {share}"
     return table(title, ("", "float32", "int8", ""), rows, numeric=(1, 2))
 
 
@@ -113,7 +115,7 @@ def _latency_row(latency: Latency) -> Row:
     return "latency", f"{latency.float_ms:.3f} ms", f"{latency.quant_ms:.3f} ms", detail
 
 
-def _layers(result: Report) -> Table:
+def _layers(result: Report) -> RenderableType:
     rows = [
         (
             layer.name,
@@ -133,7 +135,7 @@ def _layers(result: Report) -> Table:
     return table("layers", columns, rows, numeric=(3, 4, 5, 6, 7, 8))
 
 
-def _rules(result: Report) -> Table:
+def _rules(result: Report) -> RenderableType:
     rows = rule_rows((rule.key, rule.where, rule.matched, rule.modules) for rule in result.rules)
     return table("rules", RULE_COLUMNS, rows, numeric=(1,))
 
@@ -152,12 +154,12 @@ def some(names: Sequence[str], most: int = SHOWN_MODULES) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _fallbacks(result: Report) -> Table:
+def _fallbacks(result: Report) -> RenderableType:
     rows = [(fallback.name, fallback.op, fallback.reason) for fallback in result.fallbacks]
     return table("in float", ("layer", "operator", "why"), rows)
 
 
-def _gates(result: Report) -> Table:
+def _gates(result: Report) -> RenderableType:
     rows = [
         (gate.name, number(gate.limit), number(gate.value), "passed" if gate.passed else "MISSED")
         for gate in result.gates
