@@ -17,21 +17,20 @@ constexpr Row<const PoolKernels*> kRows[] = {
 
 // The part of one axis under a window: positions first, first + step, ... below last, and the size it is divided by.
 struct Span {
-  int first, last, step, divisor;
+  int64_t first, last, step, divisor;
 };
 
-Span span_of(const qt_pool_args& a, int position, bool vertical) {
-  const int size = vertical ? a.in_height : a.in_width, outputs = vertical ? a.out_height : a.out_width;
+Span span_of(const qt_pool_args& a, int64_t position, bool vertical) {
+  const int64_t size = vertical ? a.in_height : a.in_width, outputs = vertical ? a.out_height : a.out_width;
   if (a.adaptive != 0) {
-    const int first = static_cast<int>(int64_t{position} * size / outputs);
-    const int last = static_cast<int>(((int64_t{position} + 1) * size + outputs - 1) / outputs);
+    const int64_t first = position * size / outputs, last = ((position + 1) * size + outputs - 1) / outputs;
     return {first, last, 1, last - first};
   }
-  const int kernel = vertical ? a.kernel_height : a.kernel_width, stride = vertical ? a.stride_height : a.stride_width;
-  const int before = vertical ? a.pad_top : a.pad_left, after = vertical ? a.pad_bottom : a.pad_right;
-  const int step = vertical ? a.dilation_height : a.dilation_width;
-  const int begin = position * stride - before, end = std::min(begin + (kernel - 1) * step + 1, size + after);
-  const int first = begin >= 0 ? begin : begin + (-begin + step - 1) / step * step;
+  const int64_t kernel = vertical ? a.kernel_height : a.kernel_width, stride = vertical ? a.stride_height : a.stride_width;
+  const int64_t before = vertical ? a.pad_top : a.pad_left, after = vertical ? a.pad_bottom : a.pad_right;
+  const int64_t step = vertical ? a.dilation_height : a.dilation_width;
+  const int64_t begin = position * stride - before, end = std::min(begin + (kernel - 1) * step + 1, size + after);
+  const int64_t first = begin >= 0 ? begin : begin + (-begin + step - 1) / step * step;
   return {first, std::min(end, size), step, end - begin};
 }
 
@@ -94,7 +93,7 @@ class PoolOp : public Op {
 
   int64_t most(bool vertical) const {
     if (args_.adaptive == 0) return vertical ? args_.kernel_height : args_.kernel_width;
-    int found = 0;
+    int64_t found = 0;
     const int outputs = vertical ? args_.out_height : args_.out_width;
     for (int i = 0; i < outputs; i++) {
       const Span span = span_of(args_, i, vertical);
@@ -108,13 +107,13 @@ class PoolOp : public Op {
     const int64_t pixel = args_.channels;
     const T* picture = x + line / args_.out_height * args_.in_height * args_.in_width * pixel;
     T* out = y + line * args_.out_width * pixel;
-    const Span rows = span_of(args_, static_cast<int>(line % args_.out_height), true);
+    const Span rows = span_of(args_, line % args_.out_height, true);
     for (int ox = 0; ox < args_.out_width; ox++, out += pixel) {
       const Span cols = span_of(args_, ox, false);
       int64_t count = 0;
-      for (int iy = rows.first; iy < rows.last; iy += rows.step) {
-        for (int ix = cols.first; ix < cols.last; ix += cols.step) {
-          taps[count++] = picture + (int64_t{iy} * args_.in_width + ix) * pixel;
+      for (int64_t iy = rows.first; iy < rows.last; iy += rows.step) {
+        for (int64_t ix = cols.first; ix < cols.last; ix += cols.step) {
+          taps[count++] = picture + (iy * args_.in_width + ix) * pixel;
         }
       }
       if (args_.kind == QT_POOL_MAX) {
@@ -127,7 +126,7 @@ class PoolOp : public Op {
 
   float divisor(const Span& rows, const Span& cols, int64_t count) const {
     if (args_.divisor_override != 0) return static_cast<float>(args_.divisor_override);
-    if (args_.adaptive == 0 && args_.count_include_pad != 0) return static_cast<float>(int64_t{rows.divisor} * cols.divisor);
+    if (args_.adaptive == 0 && args_.count_include_pad != 0) return static_cast<float>(rows.divisor * cols.divisor);
     return static_cast<float>(count);
   }
 
