@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qtool.analysis.evaluate import EngineOptions
 
 EXIT_ERROR, EXIT_GATE, EXIT_INTERRUPTED = 1, 3, 130
-ISAS = ("scalar", "avx2", "avx512vnni")
+ISAS = ("scalar", "avx2", "avx512vnni", "amx")
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
 ZOO_NAMES = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3")
 """The library's names, said again: options must be known without importing what they are about."""
@@ -178,7 +178,7 @@ def guarded(command: click.Command) -> None:
     """Runs a command and leaves the process with its exit code; the only place that catches errors."""
     debug = "--debug" in sys.argv
     try:
-        result = command.main(standalone_mode=False)
+        result = command.main(prog_name="qtool", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind standard output is an error like any other
     except click.exceptions.Exit as done:
         result = done.exit_code
