@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,4 +133,4 @@ class TensorType:
 
     dtype: DType
     shape: Shape
-    value: NDArray[np.generic] | None = field(default=None, compare=False, repr=False)
+    value: NDArray[Any] | None = field(default=None, compare=False, repr=False)

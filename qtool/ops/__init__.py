@@ -2,15 +2,24 @@
 
 from qtool.ops import (
     activation,
+    binary,
+    cast,
     conv,
+    dynamic,
     elementwise,
     embedding,
+    generate,
+    index,
     linear,
     norm,
     pool,
     quantize,
+    rearrange,
     reduce,
+    reductions,
+    search,
     shape,
+    unary,
 )
 from qtool.ops.builder import Builder
 from qtool.ops.check import check_types, keeps_parameters
@@ -28,7 +37,27 @@ from qtool.ops.registry import (
 )
 from qtool.ops.table import operator_table
 
-FAMILIES = (activation, conv, elementwise, embedding, linear, norm, pool, quantize, reduce, shape)
+FAMILIES = (
+    activation,
+    binary,
+    cast,
+    conv,
+    dynamic,
+    elementwise,
+    embedding,
+    generate,
+    index,
+    linear,
+    norm,
+    pool,
+    quantize,
+    rearrange,
+    reduce,
+    reductions,
+    search,
+    shape,
+    unary,
+)
 """The modules whose import filled the registry."""
 
 __all__ = [

@@ -58,7 +58,7 @@ class SoftmaxAttrs(Attrs):
 
 
 def relu(x: Array) -> Array:
-    return np.maximum(x, x.dtype.type(0))
+    return np.asarray(np.maximum(x, x.dtype.type(0)))
 
 
 def _like(x: Array, number: float) -> Any:
@@ -68,7 +68,7 @@ def _like(x: Array, number: float) -> Any:
 
 
 def clamp(x: Array, low: float, high: float) -> Array:
-    return np.minimum(np.maximum(x, _like(x, low)), _like(x, high))
+    return np.asarray(np.minimum(np.maximum(x, _like(x, low)), _like(x, high)))
 
 
 def hardswish(x: Array) -> Array:

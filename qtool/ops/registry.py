@@ -139,7 +139,7 @@ def infer_node(node: Node, inputs: Sequence[TensorType | None]) -> tuple[TensorT
         require(sorted(names) == sorted(spec.bodies), f"bodies {names}", f"{spec.bodies or 'none'}")
         _need_elements(() if spec.empty else inputs)
         bodies = (node.graphs,) if spec.bodies else ()
-        outputs = spec.infer(attrs, *bodies, *inputs)
+        outputs = _without_values(spec.infer(attrs, *bodies, *inputs), inputs)
         _need_elements(() if spec.empty else outputs)
         return tuple(_named(type_, place) for type_, place in zip(outputs, _places(node, len(outputs)), strict=True))
     except ModelError as error:
@@ -161,6 +161,15 @@ def _named(type_: TensorType, place: str) -> TensorType:
         for axis, dim in enumerate(type_.shape)
     )
     return dataclasses.replace(type_, shape=shape)
+
+
+def _without_values(outputs: Sequence[TensorType], inputs: Sequence[TensorType | None]) -> tuple[TensorType, ...]:
+    """The types without the arrays that inference functions hand on together with the type of an input."""
+    given = [type_.value for type_ in inputs if type_ is not None and type_.value is not None]
+    return tuple(
+        dataclasses.replace(type_, value=None) if any(type_.value is value for value in given) else type_
+        for type_ in outputs
+    )
 
 
 def _need_elements(types_: Iterable[TensorType | None]) -> None:
