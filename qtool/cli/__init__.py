@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "run": "Run a model on arrays and write its outputs.",
     "eval": "Measure the accuracy of models on labelled data.",
     "inspect": "List a model's layers, shapes and sizes, and what would be quantized.",
+    "export": "Write a model as an ONNX file that other engines run.",
     "zoo": "Build a well-known architecture, with random or torchvision weights.",
     "recipe": "Check, start and document recipes.",
     "doctor": "Tell what this machine has: CPU, kernels, optional packages.",
