@@ -14,10 +14,12 @@ from qtool.analysis.evaluate import EngineOptions, measure_accuracy
 from qtool.analysis.latency import random_feeds, time_interleaved
 from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
+from qtool.frontends.onnx import import_onnx
 from qtool.ir import Array, Graph
 from qtool.ir.files import atomic_write, check_writable
 from qtool.ir.npz import file_bytes, load, save
 from qtool.ops.check import check_types
+from qtool.passes import simplify
 from qtool.quantize.calibrate import Calibrated, calibrate
 from qtool.quantize.convert import convert
 from qtool.quantize.data import Dataset, Fingerprint, open_data
@@ -40,6 +42,8 @@ def load_model(spec: str | os.PathLike[str]) -> Graph:
     text = os.fspath(spec)
     if text.startswith(ZOO):
         return zoo.build(text[len(ZOO) :])
+    if text.endswith(".onnx"):
+        return simplify(import_onnx(text))
     graph = load(text)
     try:
         check_types(graph)

@@ -14,11 +14,27 @@ from qtool.ops.check import check_types
 from qtool.ops.qdq import float_names, lower_qdq, quantized_name
 from qtool.passes.clean import drop_identities, fold_constants
 from qtool.passes.fold_bn import fold_batch_norm
+from qtool.passes.fold_pad import fold_pad
 from qtool.passes.fuse_activation import fuse_clamp, fuse_relu
+from qtool.passes.fuse_bias import fuse_bias
 from qtool.passes.fuse_lists import fuse_lists
 from qtool.passes.fuse_residual import fuse_residual
+from qtool.passes.recognize_gelu import recognize_gelu
+from qtool.passes.recognize_norm import recognize_layer_norm
+from qtool.passes.recognize_softmax import recognize_softmax
+from qtool.passes.recognize_swish import recognize_swish
 
-__all__ = ["Fusion", "clean", "float_names", "fuse", "lower_qdq", "optimize", "quantized_name", "run_passes"]
+__all__ = [
+    "Fusion",
+    "clean",
+    "float_names",
+    "fuse",
+    "lower_qdq",
+    "optimize",
+    "quantized_name",
+    "run_passes",
+    "simplify",
+]
 
 Pass = Callable[[Graph], Graph]
 
@@ -28,6 +44,18 @@ CLEAN: tuple[Pass, ...] = (
     fold_constants,  # makes weights out of expressions of weights
     drop_dead,  # what folding left behind
 )
+
+SIMPLIFY: tuple[Pass, ...] = (
+    *CLEAN,  # first: constants and dropout would hide the patterns below
+    fold_pad,  # exporters write a layer's padding as a node of its own
+    recognize_softmax,
+    recognize_gelu,
+    recognize_swish,
+    recognize_layer_norm,
+    fuse_bias,  # behind layer norm, whose own bias is an add too
+    drop_dead,  # what the patterns left behind
+)
+"""For models that another tool wrote: what it spelt out becomes one operator again."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +110,11 @@ def optimize(graph: Graph) -> Graph:
         return lower_qdq(graph)
     names = tuple(node.name for node in graph.nodes)
     return fuse(graph, Fusion("auto", names, names))
+
+
+def simplify(graph: Graph) -> Graph:
+    """An imported graph with layers instead of the arithmetic that its exporter spelt them out in."""
+    return run_passes(graph, SIMPLIFY)
 
 
 def clean(graph: Graph) -> Graph:

@@ -49,7 +49,7 @@ def fold_constants(graph: Graph) -> Graph:
 def _evaluate(graph: Graph, node: Node, known: Mapping[str, Array]) -> dict[str, Array] | None:
     """The outputs of a node of constants; None where it cannot or should not be folded."""
     touched = [graph.values[name] for name in (*node.inputs, *node.outputs) if name]
-    if any(value.qparams for value in touched) or any(out in graph.outputs for out in node.outputs):
+    if node.graphs or any(value.qparams for value in touched) or any(out in graph.outputs for out in node.outputs):
         return None
     if not all(name in known for name in node.inputs if name):
         return None
