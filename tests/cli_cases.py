@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -152,6 +154,25 @@ def qtool(*args: object, cwd: Path, **options: Any) -> Done:
         command(*args), cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False, **options
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def qtool_here(*args: object, cwd: Path) -> Done:
+    """The same in this process, which is faster: the entry point of the ``qtool`` command."""
+    from qtool.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, folder = sys.argv, os.getcwd()
+    sys.argv = ["qtool", *map(str, args)]
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as left:
+        code = int(left.code or 0)
+    finally:
+        sys.argv = argv
+        os.chdir(folder)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def listing(folder: Path) -> dict[str, bytes]:
