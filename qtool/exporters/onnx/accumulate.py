@@ -56,11 +56,30 @@ def linear(call: Call) -> str:
 
 
 def linear_dynamic(call: Call) -> str:
-    """The weight stays int8. The activation is quantized at run time: by DynamicQuantizeLinear, or, where that cannot
-    say it (7 bits), by QuantizeLinear with a scale computed by ordinary nodes. Where every row has parameters of its
-    own, which no integer operator of ONNX takes, rounding and product are done in float."""
-    rows = _dynamic_pair(call, call.x(0))
-    return activate(call, _with_bias(call, call.emit("MatMul", rows, transposed(call))), None)
+    """MatMulInteger of int8 weights and an activation quantized at run time: by DynamicQuantizeLinear, or, where that
+    cannot say it (7 bits), by QuantizeLinear with a scale computed by ordinary nodes. Where every row has parameters of
+    its own, which no integer operator of ONNX takes, rounding and product are done in float."""
+    weight = call.value(1).qparams
+    if call.attrs.row_wise or weight is None or call.array(1) is None:
+        return activate(
+            call, _with_bias(call, call.emit("MatMul", _rounded_rows(call, call.x(0)), transposed(call))), None
+        )
+    quantized, scale, zero = _quantized_at_run_time(call, call.x(0))
+    stored, (weight_scale, weight_zero) = _stored_transposed(call, weight)
+    sums = call.emit("Cast", call.emit("MatMulInteger", quantized, stored, zero, weight_zero), to="float32")
+    y = call.emit("Mul", sums, call.emit("Mul", scale, weight_scale))
+    return activate(call, _with_bias(call, y), None)
+
+
+def _stored_transposed(call: Call, qparams: QParams) -> tuple[str, tuple[str, str]]:
+    """The int8 weight as (I, O), and its scale and zero point; the zero point, one for all, is a scalar."""
+    array = call.array(1)
+    assert array is not None
+    stored = call.constant(np.ascontiguousarray(array.T), "weight_transposed")
+    scale = qparams.scale.reshape(() if qparams.axis is None else (-1,))
+    zero = qparams.zero_point.astype(qparams.dtype.numpy)
+    zero = zero.reshape(-1)[0] if (zero == zero.flat[0]).all() else zero
+    return stored, (call.constant(scale, "weight_scale"), call.constant(np.asarray(zero), "weight_zero_point"))
 
 
 def _with_bias(call: Call, y: str) -> str:
@@ -116,18 +135,14 @@ def flat_pads(padding: tuple[tuple[int, int], ...]) -> list[int]:
 # ---- activations quantized at run time ----------------------------------------------------------------------------
 
 
-def _dynamic_pair(call: Call, x: str) -> str:
-    """x as it is after being quantized with parameters of its own range, and dequantized."""
-    attrs = call.attrs
-    if attrs.row_wise:
-        return _rounded_rows(call, x)
-    if not attrs.reduce_range:
+def _quantized_at_run_time(call: Call, x: str) -> tuple[str, str, str]:
+    """x as uint8 with parameters of its own range; scale and zero point."""
+    if not call.attrs.reduce_range:
         quantized, scale, zero = call.emit_all("DynamicQuantizeLinear", [x], 3)
-    else:
-        scale, steps = _dynamic_parameters(call, x, {"keepdims": 0}, None)
-        zero = call.emit("Cast", steps, to="uint8")
-        quantized = call.emit("QuantizeLinear", x, scale, zero)
-    return call.emit("DequantizeLinear", quantized, scale, zero)
+        return quantized, scale, zero
+    scale, steps = _dynamic_parameters(call, x, {"keepdims": 0}, None)
+    zero = call.emit("Cast", steps, to="uint8")
+    return call.emit("QuantizeLinear", x, scale, zero), scale, zero
 
 
 def _dynamic_parameters(call: Call, x: str, reduce: dict[str, int], axes: list[int] | None) -> tuple[str, str]:
