@@ -24,7 +24,10 @@ class Cost:
 
 
 def macs_of(node: Node, shapes: Shapes) -> int:
-    """Products that are summed by a convolution, linear or matmul; 0 for every other operator."""
+    """Products that are summed by a convolution, linear or matmul; 0 for every other operator, and where shapes depend
+    on the data."""
+    if any(name and name not in shapes for name in (*node.inputs, *node.outputs)):
+        return 0
     result = math.prod(shapes[node.outputs[0]])
     if node.op in CONVOLUTIONS:  # weight (outputs, inputs of a group, kernel...)
         return result * math.prod(shapes[node.inputs[1]][1:])
@@ -46,5 +49,5 @@ def cost_of(graph: Graph, nodes: Iterable[Node], shapes: Shapes) -> Cost:
         for name in made
         if name in graph.outputs or any(reader.name not in inside for reader in graph.consumers[name])
     }
-    moved = sum(math.prod(shapes[name]) * graph.values[name].dtype.numpy.itemsize for name in read | written)
+    moved = sum(math.prod(shapes[name]) * graph.values[name].dtype.numpy.itemsize for name in read | written if name in shapes)
     return Cost(sum(macs_of(node, shapes) for node in listed), moved)

@@ -19,7 +19,15 @@ class Stage:
 
 def fallbacks(source: Source, nodes: Sequence[Node]) -> dict[str, str]:
     """The nodes that native code cannot run -> why."""
-    return {node.name: reason for node in nodes if (reason := why_unsupported(source, node))}
+    return {node.name: reason for node in nodes if (reason := _why_not(source, node))}
+
+
+def _why_not(source: Source, node: Node) -> str:
+    if node.graphs:
+        return "control flow runs on the reference"
+    if any(name and name not in source.shapes for name in (*node.inputs, *node.outputs)):
+        return "its shapes depend on the data"
+    return why_unsupported(source, node)
 
 
 def stages(nodes: Sequence[Node], on_reference: Mapping[str, str]) -> list[Stage]:

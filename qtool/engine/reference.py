@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qtool.engine import dynamic, int8
+from qtool.engine.control import run_control
 from qtool.engine.int8 import Call, Operand
 from qtool.engine.int8_pool import POOLS
 from qtool.engine.requantize import arithmetic_of
@@ -96,6 +97,8 @@ def _run(
         return (outputs[0].quantize(inputs[0].array),)
     if node.op == "dequantize" and inputs[0] is not None:
         return (inputs[0].floats(),)
+    if node.graphs:
+        return run_control(node, [None if operand is None else operand.array for operand in inputs], run)
     spec, attrs = get(node.op), attrs_of(node)
     if node.op == "linear_dynamic":
         return (_linear_dynamic(graph, attrs, inputs),)

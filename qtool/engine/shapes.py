@@ -1,26 +1,54 @@
-"""From the shapes of what is fed to the concrete shape of every value."""
+"""From the shapes of what is fed to the concrete shapes of values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from qtool.ir import Graph, TensorType
-from qtool.ops import infer_node
+import numpy as np
+
+from qtool.errors import DataError
+from qtool.ir import DType, Graph, Node, TensorType
+from qtool.ops import attrs_of, get, infer_node
 
 Sizes = tuple[int, ...]
+BORDERS = ("quantize", "dequantize")
+MOST_NUMBERS = 256
+"""Arithmetic on shapes is done on arrays of no more elements than this."""
 
 
 def concrete_shapes(graph: Graph, fed: Mapping[str, Sizes]) -> dict[str, Sizes]:
-    """The shape of every value, by inference from those of the graph inputs."""
-    types: dict[str, TensorType] = {
-        name: TensorType(value.type.dtype, fed.get(name, value.shape))
-        for name, value in graph.values.items()
-        if name in graph.inputs or name in graph.initializers
-    }
+    """The shape of every value that inference can tell from those of the graph inputs.
+
+    Left out are the values whose shapes depend on data. What depends on shapes alone, such as the numbers that a
+    reshape is told, is computed on the way.
+    """
+    types: dict[str, TensorType] = {}
+    for name in (*graph.inputs, *graph.initializers):
+        type_ = graph.type_of(name)
+        types[name] = TensorType(type_.dtype, fed.get(name, type_.shape), type_.value)
     for node in graph.nodes:
-        inferred = infer_node(node, [types[name] if name else None for name in node.inputs])
-        types.update(zip(node.outputs, inferred, strict=True))
-    return {name: tuple(int(size) for size in known.shape) for name, known in types.items()}
+        inputs = [types[name] if name else None for name in node.inputs]
+        types.update(zip(node.outputs, _computed(node, inputs) or infer_node(node, inputs), strict=True))
+    return {name: tuple(int(size) for size in type_.shape) for name, type_ in types.items() if _is_known(type_)}
+
+
+def _is_known(type_: TensorType) -> bool:
+    return all(isinstance(size, int) for size in type_.shape)
+
+
+def _computed(node: Node, inputs: Sequence[TensorType | None]) -> tuple[TensorType, ...] | None:
+    """The outputs of arithmetic on a few known numbers."""
+    given = [type_.value for type_ in inputs if type_ is not None]
+    small = all(value is not None and value.size <= MOST_NUMBERS for value in given)
+    if not given or not small or node.graphs or node.op in BORDERS:
+        return None
+    values = [None if type_ is None else type_.value for type_ in inputs]
+    try:
+        with np.errstate(all="ignore"):
+            results = get(node.op).reference(attrs_of(node), *values)
+    except DataError:  # running the node will tell
+        return None
+    return tuple(TensorType(DType.of(array), array.shape, array) for array in results)
 
 
 def nominal_shapes(graph: Graph) -> dict[str, Sizes]:

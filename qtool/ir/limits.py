@@ -29,7 +29,7 @@ MAX_TEXT = 65_536
 MAX_ATTR_DEPTH = 8
 MAX_META_DEPTH = 32
 MAX_GRAPH_DEPTH = 8
-"""Bodies within bodies: the graph itself is the first level."""
+"""Bodies within bodies; the outermost graph does not count."""
 MAX_BODIES = 10_000
 INT64 = range(-(1 << 63), 1 << 63)
 

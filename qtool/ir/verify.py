@@ -48,7 +48,7 @@ def verify(graph: Graph) -> None:
 def _bodies_are_bounded(graph: Graph) -> None:
     """In depth and number, level by level; so the rules may recur into bodies."""
     level, bodies = [graph], 0
-    for _ in range(MAX_GRAPH_DEPTH):
+    for _ in range(MAX_GRAPH_DEPTH + 1):
         level = [body for one in level for node in one.nodes for body in node.graphs.values()]
         bodies += len(level)
         if bodies > MAX_BODIES:

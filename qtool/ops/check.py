@@ -98,7 +98,7 @@ def _check_quantized(graph: Graph, node: Node) -> None:
     outputs = [graph.values[name].qparams for name in node.outputs]
     if node.op in ("quantize", "dequantize"):
         _check_border(node, inputs[0], outputs[0])
-    elif node.op == "linear_dynamic":
+    elif get(node.op).dynamic_of:
         _check_dynamic(graph, node, inputs, outputs)
     elif any(outputs):
         _check_int8(graph, node, inputs, outputs)
@@ -116,9 +116,13 @@ def _check_border(node: Node, source: QParams | None, target: QParams | None) ->
 
 def _check_dynamic(graph: Graph, node: Node, inputs: list[QParams | None], outputs: list[QParams | None]) -> None:
     _check_backend(graph, node)
-    if any(outputs) or inputs[0] or any(inputs[2:]):
+    spec = get(node.op)
+    weights = spec.weights or (spec.weight,)
+    if any(outputs) or any(qparams for position, qparams in enumerate(inputs) if position not in weights):
         raise _fail(node, "got a quantized input, output or bias, expected only the weight to be quantized")
-    _check_weight(node, inputs[1], get(node.op))
+    for position in weights:
+        assert position is not None
+        _check_weight(node, inputs[position], spec)
 
 
 def _check_int8(graph: Graph, node: Node, inputs: list[QParams | None], outputs: list[QParams | None]) -> None:
@@ -155,7 +159,7 @@ def _check_per_tensor(
 def _check_weight(node: Node, qparams: QParams | None, spec: OpSpec) -> None:
     if qparams is None or qparams.dtype is not DType.INT8:
         raise _fail(node, "got a weight that is not int8, expected a quantized one of int8")
-    if qparams.axis not in (None, spec.channel_axis):
+    if qparams.axis not in (None, spec.channel_axis, *((0, 1) if spec.weights else ())):
         raise _fail(node, f"got weight parameters along axis {qparams.axis}, expected axis {spec.channel_axis} or none")
     if qparams.zero_point.any():
         raise _fail(node, "got a weight with a zero point, expected symmetric quantization (zero point 0)")

@@ -114,6 +114,7 @@ register(
         channel_axis=0,
         onnx=("DynamicQuantizeLinear", "MatMulInteger"),
         kernel="linear_dynamic",
+        dynamic_of="linear",
     )
 )
 register(

@@ -61,6 +61,10 @@ class OpSpec:
     """Axis of the weight along which per-channel parameters run."""
     onnx: tuple[str, ...] = ()
     kernel: str = ""
+    dynamic_of: str = ""
+    """The float operator that this one is with its activations quantized at run time."""
+    weights: tuple[int, ...] = ()
+    """Positions of all inputs that are weights, where there are several."""
     empty: bool = False
     """Whether tensors without elements are taken and made."""
     bodies: tuple[str, ...] = ()
@@ -91,6 +95,11 @@ def get(name: str) -> OpSpec:
         return _REGISTRY[name]
     except KeyError:
         raise ModelError(f"operator '{name}' is not known to qtool") from None
+
+
+def dynamic_twin(name: str) -> OpSpec | None:
+    """The record of the operator that does the same with activations quantized at run time."""
+    return next((spec for spec in _REGISTRY.values() if spec.dynamic_of == name), None)
 
 
 def all_ops() -> Mapping[str, OpSpec]:
