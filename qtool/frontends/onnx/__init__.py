@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from qtool.errors import MissingExtraError, ModelError
 from qtool.ir import Graph
 from qtool.ir.verify import verify
 from qtool.ops import check_types
+from qtool.ops.check import BACKENDS
 
 __all__ = ["import_model", "import_onnx"]
 
@@ -42,7 +44,7 @@ def import_model(model: Any, folder: Path) -> Graph:
 
     importer = Importer(folder, opset_of(model))
     try:
-        graph = importer.run(model.graph)
+        graph = recorded(importer.run(model.graph), model)
         verify(graph)
         check_types(graph)
     except Unsupported as error:
@@ -50,3 +52,9 @@ def import_model(model: Any, folder: Path) -> Graph:
     except (*BROKEN, RecursionError) as error:
         raise ModelError(f"it is broken: {type(error).__name__}: {str(error)[:200]}") from error
     return graph
+
+
+def recorded(graph: Graph, model: Any) -> Graph:
+    """The graph with the arithmetic that a model exported by qtool names, so that it gives the same bits again."""
+    backend = next((prop.value for prop in model.metadata_props if prop.key == "qtool.backend"), "")
+    return replace(graph, backend=backend) if graph.backend and backend in BACKENDS else graph
