@@ -121,8 +121,8 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def _calibrate(recipe: Recipe, checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[Calibrated, str]:
-    """Runs calibration; gives the hash of the data that was used ("" in dynamic mode)."""
-    if recipe.mode is Mode.DYNAMIC:
+    """Runs calibration; gives the hash of the data that was used ("" where nothing is observed)."""
+    if not checked.prepared.observed:
         return calibrate(checked.prepared, ()), ""
     data, hashed = checked.calibration, Fingerprint()
     if data is None:

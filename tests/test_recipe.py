@@ -293,7 +293,7 @@ WRONG_OTHERWISE = [
     ("qconfig_dict: {a: {activation: {percentile: 98}}}\n", 4, "takes no option 'percentile'; it takes bins"),
     ("qconfig_dict: {a: {activation: {quant_min: 0}}}\n", 4, "quant_min and quant_max go together"),
     ("qconfig_dict: {a: {activation: {observer: placeholder}}}\n", 4, "'placeholder' is for mode: dynamic"),
-    ("qconfig_dict: {a: dynamic}\n", 4, "qconfig_dict.a.activation: the observer 'placeholder' is for mode: dynamic"),
+    ("qconfig_dict: {a: {preset: dynamic, mode: static}}\n", 4, "the observer 'placeholder' is for mode: dynamic"),
     (
         "qconfig_dict: {a: {activation: {observer: per_channel_min_max, scheme: per_channel_affine}}}\n",
         4,

@@ -92,9 +92,10 @@ def _difference(pair: Pair) -> str:
             return f"'{real}' is a constant in one of them only"
     for node in quantized.nodes:
         twin = layer_twin(fused, quantized, node)
-        if twin is not None and twin.op != node.op and (twin.op, node.op) != ("linear", "linear_dynamic"):
+        dynamic = get(node.op).dynamic_of
+        if twin is not None and twin.op != (dynamic or node.op):
             return f"'{node.name}' is {twin.op} there, and {node.op} here"
-        int8 = node.op == "linear_dynamic" or quantized.values[node.outputs[0]].qparams is not None
+        int8 = dynamic or quantized.values[node.outputs[0]].qparams is not None
         if twin is None and int8 and node.op != "quantize":
             return f"that has no layer '{node.name}'"
     return ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qtool.ir import Array, Graph, Node, Value, remake
+from qtool.ops import get
 from qtool.passes import float_names
 
 FLOAT, SEEN, SHADOW = "~float", "~seen", "~shadow"
@@ -42,7 +43,7 @@ def layer_twin(fused: Graph, quantized: Graph, node: Node) -> Node | None:
     if node.op in ("quantize", "dequantize"):
         return None
     out = node.outputs[0]
-    if node.op != "linear_dynamic" and quantized.values[out].qparams is None:
+    if not get(node.op).dynamic_of and quantized.values[out].qparams is None:
         return None
     return fused.producers.get(float_names(quantized).get(out, out))
 

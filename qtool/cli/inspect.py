@@ -130,7 +130,9 @@ def _short(shape: str) -> str:
 
 def _precision(graph: Graph, node: Node) -> str:
     """How a node of a quantized model runs."""
-    if node.op == "linear_dynamic":
+    from qtool.ops import get
+
+    if get(node.op).dynamic_of:
         return "int8 dynamic"
     return "float32" if graph.values[node.outputs[0]].qparams is None else "int8"
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from qtool.engine.session import Session
 from qtool.errors import DataError, QtoolError, QuantizationError
-from qtool.ir import Array, QParams
-from qtool.ops import QuantRule, get
+from qtool.ir import Array, Node, QParams
+from qtool.ops import get
+from qtool.ops.registry import dynamic_twin
 from qtool.quantize.observers import Observer, make_observer
-from qtool.quantize.prepare import Prepared
+from qtool.quantize.prepare import Prepared, quantized_weights
+from qtool.recipe.observers import OBSERVERS
+from qtool.recipe.schema import ObserverConfig, Scheme
 
 Progress = Callable[[int], None]
 """Called after each batch with the number of samples seen so far."""
@@ -81,9 +84,10 @@ def calibrate(
 def _check_parameters(prepared: Prepared) -> None:
     """NaN or infinity in a weight would come out of every layer behind it: it is named here, before anything runs."""
     for node in prepared.graph.nodes:
-        spec = get(node.op)
-        positions = (spec.weight, spec.bias) if node.name in prepared.qconfigs else ()
-        for name in (node.inputs[at] for at in positions if at is not None and at < len(node.inputs)):
+        weights = quantized_weights(prepared, node)
+        bias = get(node.op).bias if weights else None
+        positions = weights if bias is None or bias >= len(node.inputs) else (*weights, bias)
+        for name in (node.inputs[at] for at in positions):
             array = prepared.graph.initializers.get(name)
             if array is not None and not np.isfinite(array).all():
                 count = array.size - np.count_nonzero(np.isfinite(array))
@@ -147,19 +151,27 @@ def _weight_qparams(prepared: Prepared) -> dict[str, QParams]:
     """Parameters of every weight that is quantized, from the observer of the first node that uses it."""
     found: dict[str, QParams] = {}
     for node in prepared.graph.nodes:
-        spec = get(node.op)
-        if node.name not in prepared.qconfigs or spec.weight is None or spec.rule is not QuantRule.ACCUMULATE:
-            continue
-        name = node.inputs[spec.weight]
-        if name in found:
-            continue
-        observer = make_observer(prepared.qconfigs[node.name].weight, spec.channel_axis)
-        try:
-            observer.observe(prepared.graph.initializers[name])
-        except QtoolError as error:
-            raise QuantizationError(f"weight '{name}' of {node.op} '{node.name}': {error}") from error
-        found[name] = observer.qparams()
+        for position in quantized_weights(prepared, node):
+            name = node.inputs[position]
+            if name not in found:
+                observer = _weight_observer(prepared.qconfigs[node.name].weight, node)
+                try:
+                    observer.observe(prepared.graph.initializers[name])
+                except QtoolError as error:
+                    raise QuantizationError(f"weight '{name}' of {node.op} '{node.name}': {error}") from error
+                found[name] = observer.qparams()
     return found
+
+
+def _weight_observer(config: ObserverConfig, node: Node) -> Observer:
+    """The observer of a node's weights. Those of recurrent layers are (directions, gates * hidden, inputs): what is one
+    scale for a weight elsewhere is one a direction here, and what is one a channel is one a gate's unit."""
+    twin, counterpart = dynamic_twin(node.op), OBSERVERS[config.observer].counterpart
+    if twin is None or not twin.weights:
+        return make_observer(config, get(node.op).channel_axis)
+    if config.scheme.per_channel or not counterpart:
+        return make_observer(config, 1)
+    return make_observer(replace(config, observer=counterpart, scheme=Scheme.PER_CHANNEL_SYMMETRIC), 0)
 
 
 def _warnings(prepared: Prepared, activations: Mapping[str, QParams]) -> Iterable[str]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 from qtool.engine.overflow import check_accumulators
 from qtool.ir import Graph, Json, Node, QParams, Value, remake
-from qtool.ops import QuantRule, get
+from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.calibrate import Calibrated
-from qtool.quantize.groups import activation_inputs
-from qtool.quantize.prepare import Prepared
-from qtool.recipe.schema import Backend, Mode
+from qtool.quantize.prepare import Prepared, quantized_weights
+from qtool.recipe.schema import Backend
 
 DYNAMIC_REDUCE_RANGE = (Backend.FBGEMM, Backend.X86, Backend.ONEDNN)
 """Backends on which torch's dynamic linear uses 7 of the 8 activation bits; QNNPACK ignores the flag."""
@@ -22,11 +21,12 @@ def convert(calibrated: Calibrated, *, debug: bool = False, meta: Mapping[str, J
     """The quantized graph. ``debug`` keeps float weights and explicit quantize and dequantize nodes around float
     operators; both give the same outputs, bit for bit, since the int8 graph is made from the other one.
 
-    Graph inputs and outputs stay float32 and keep their names. Raises QuantizationError, naming the layer, where an
-    int32 accumulator could overflow.
+    A dynamic layer reads and gives floats, wherever it stands: a static layer's output is dequantized for it, and its
+    own is quantized where a static layer reads it. Graph inputs and outputs stay float32 and keep their names. Raises
+    QuantizationError, naming the layer, where an int32 accumulator could overflow.
     """
     prepared = calibrated.prepared
-    explicit = _dynamic(calibrated) if prepared.options.mode is Mode.DYNAMIC else _static(calibrated)
+    explicit = _explicit(calibrated)
     recorded = {**prepared.graph.meta, **(meta or {}), "debug": debug, "fusion": prepared.fusion.to_json()}
     explicit = replace(explicit, backend=prepared.options.backend.value, meta=recorded)
     lowered = lower_qdq(explicit)
@@ -44,7 +44,7 @@ class _Names:
     """What a node inside the quantized part reads."""
 
 
-def _static(calibrated: Calibrated) -> Graph:
+def _explicit(calibrated: Calibrated) -> Graph:
     prepared = calibrated.prepared
     names = _name_values(prepared, calibrated.activations)
     values: list[Value] = []
@@ -54,7 +54,8 @@ def _static(calibrated: Calibrated) -> Graph:
     weights = _Weights(calibrated)
     for node in prepared.graph.nodes:
         nodes.extend(weights.explicit(node))
-        nodes.append(_rename(prepared, node, names, weights))
+        renamed = _rename(prepared, node, names, weights)
+        nodes.append(_dynamic(prepared, renamed) if node.name in prepared.dynamic else renamed)
         for out in node.outputs:
             if out in names.raw:
                 values.append(replace(prepared.graph.values[out], name=names.raw[out]))
@@ -65,7 +66,7 @@ def _static(calibrated: Calibrated) -> Graph:
 def _name_values(prepared: Prepared, activations: Mapping[str, QParams]) -> _Names:
     """A dequantized copy of ``v`` is ``v.dq``, but where ``v`` is a graph output the copy is ``v``: outputs keep their
     names, and the raw result is ``v.raw``."""
-    made = {out for node in prepared.graph.nodes if node.name in prepared.qconfigs for out in node.outputs}
+    made = {out for node in prepared.graph.nodes if node.name in prepared.static for out in node.outputs}
     raw = {name: f"{name}.raw" for name in prepared.graph.outputs if name in made}
     read = {name: name if name in raw else f"{name}.dq" for name in activations}
     return _Names(raw, read)
@@ -93,16 +94,16 @@ def _add_pair(
 
 
 def _rename(prepared: Prepared, node: Node, names: _Names, weights: _Weights) -> Node:
-    """The node reading dequantized copies: all of them where it is quantized, only those of values that a quantized
-    node made where it stays in float."""
-    quantized = node.name in prepared.qconfigs
+    """The node reading dequantized copies: all of them where it is static, only those of values that a static node made
+    where it works on floats."""
+    static, weighted = node.name in prepared.static, weights.positions(node)
     renamed = []
     for position, name in enumerate(node.inputs):
         producer = prepared.graph.producers.get(name)
-        made_quantized = producer is not None and producer.name in prepared.qconfigs
-        if quantized and position == get(node.op).weight and name in weights.copies:
-            renamed.append(weights.copies[name])
-        elif name in names.read and (quantized or made_quantized):
+        made_quantized = producer is not None and producer.name in prepared.static
+        if position in weighted:
+            renamed.append(weights.read(node, name))
+        elif name in names.read and (static or made_quantized):
             renamed.append(names.read[name])
         else:
             renamed.append(name)
@@ -111,45 +112,46 @@ def _rename(prepared: Prepared, node: Node, names: _Names, weights: _Weights) ->
 
 
 class _Weights:
-    """quantize (and, for a static graph, dequantize) nodes in front of the layers that use quantized weights."""
+    """quantize and, for static layers, dequantize nodes in front of the layers that use quantized weights."""
 
-    def __init__(self, calibrated: Calibrated, *, dequantize: bool = True) -> None:
-        self._graph = calibrated.prepared.graph
-        self._qconfigs = calibrated.prepared.qconfigs
+    def __init__(self, calibrated: Calibrated) -> None:
+        self._prepared = calibrated.prepared
         self._qparams = calibrated.weights
-        self._dequantize = dequantize
-        self.copies: dict[str, str] = {}
+        self._made: set[str] = set()
         self.values: list[Value] = []
 
+    def positions(self, node: Node) -> tuple[int, ...]:
+        """The inputs of a node that are quantized weights."""
+        return quantized_weights(self._prepared, node)
+
+    def read(self, node: Node, weight: str) -> str:
+        """What a node reads in the place of a weight: integers where it is dynamic."""
+        return quantized_name(weight) if node.name in self._prepared.dynamic else f"{weight}.dq"
+
     def explicit(self, node: Node) -> Iterator[Node]:
-        spec = get(node.op)
-        if node.name not in self._qconfigs or spec.weight is None or spec.rule is not QuantRule.ACCUMULATE:
-            return
-        name = node.inputs[spec.weight]
-        if name in self.copies:
-            return
-        qparams, value, quantized = self._qparams[name], self._graph.values[name], quantized_name(name)
-        self.values.append(Value(quantized, qparams.dtype, value.shape, qparams))
-        yield Node("quantize", quantized, (name,), (quantized,), scope=node.scope)
-        self.copies[name] = quantized
-        if self._dequantize:
-            self.copies[name] = f"{name}.dq"
-            self.values.append(replace(value, name=f"{name}.dq"))
-            yield Node("dequantize", f"{name}.dq", (quantized,), (f"{name}.dq",), scope=node.scope)
+        for name in dict.fromkeys(node.inputs[position] for position in self.positions(node)):
+            value, quantized, copy = self._prepared.graph.values[name], quantized_name(name), self.read(node, name)
+            qparams = self._qparams[name]
+            if self._add(Value(quantized, qparams.dtype, value.shape, qparams)):
+                yield Node("quantize", quantized, (name,), (quantized,), scope=node.scope)
+            if self._add(replace(value, name=copy)):
+                yield Node("dequantize", copy, (quantized,), (copy,), scope=node.scope)
+
+    def _add(self, value: Value) -> bool:
+        """Whether the value is new."""
+        new = value.name not in self._made
+        if new:
+            self._made.add(value.name)
+            self.values.append(value)
+        return new
 
 
-def _dynamic(calibrated: Calibrated) -> Graph:
-    """linear becomes linear_dynamic over an int8 weight; everything else stays as it is."""
-    prepared = calibrated.prepared
-    weights = _Weights(calibrated, dequantize=False)
-    reduce_range = prepared.options.backend in DYNAMIC_REDUCE_RANGE
-    nodes: list[Node] = []
-    for node in prepared.graph.nodes:
-        if node.name not in prepared.qconfigs:
-            nodes.append(node)
-            continue
-        nodes.extend(weights.explicit(node))
-        inputs = (activation_inputs(prepared.graph, node)[0], weights.copies[node.inputs[1]], *node.inputs[2:3])
-        attrs = {**node.attrs, "reduce_range": reduce_range}
-        nodes.append(replace(node, op="linear_dynamic", inputs=inputs, attrs=attrs))
-    return remake(prepared.graph, nodes, values=weights.values)
+def _dynamic(prepared: Prepared, node: Node) -> Node:
+    """The operator that quantizes its activations at run time, over integer weights."""
+    activation = prepared.qconfigs[node.name].activation
+    attrs = {**node.attrs, "reduce_range": prepared.options.backend in DYNAMIC_REDUCE_RANGE}
+    if activation.options.get("row_wise"):
+        attrs["row_wise"] = True
+    twin = dynamic_twin(node.op)
+    assert twin is not None
+    return replace(node, op=twin.name, inputs=node.inputs[: len(twin.inputs)], attrs=attrs)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from qtool.errors import QuantizationError
 from qtool.ir import DType, Graph, Node
-from qtool.ops import QuantRule, get
+from qtool.ops import QuantRule, all_ops, get
+from qtool.ops.registry import dynamic_twin
 from qtool.passes import Fusion, fuse
 from qtool.quantize.groups import ObserverGroup, activation_inputs, make_groups
 from qtool.quantize.stubs import region_of
 from qtool.recipe.match import Matches, resolve
 from qtool.recipe.schema import Backend, Mode, QConfig, Rule, Stubs
-
-DYNAMIC_OPS = ("linear",)
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,17 @@ class PrepareOptions:
     fuse: str | tuple[tuple[str, ...], ...] = "auto"
     stubs: Stubs | None = None
 
+    def mode_of(self, config: QConfig) -> Mode:
+        """How the layers with this configuration are quantized."""
+        return config.mode or self.mode
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A fused float graph with everything decided that calibration and conversion need.
 
     ``qconfigs`` maps the nodes to quantize to their configuration; ``groups`` are the sets of values that share one
-    observer (none in dynamic mode).
+    observer (none where every layer is dynamic).
     """
 
     graph: Graph
@@ -52,6 +56,16 @@ class Prepared:
     groups: tuple[ObserverGroup, ...]
     fallbacks: tuple[Fallback, ...]
     matches: Matches
+
+    @cached_property
+    def dynamic(self) -> frozenset[str]:
+        """The nodes whose activations are quantized at run time."""
+        return frozenset(name for name, config in self.qconfigs.items() if self.options.mode_of(config) is Mode.DYNAMIC)
+
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """The nodes whose activations are quantized with parameters from calibration."""
+        return frozenset(self.qconfigs) - self.dynamic
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -75,16 +89,16 @@ def prepare(graph: Graph, rules: Sequence[Rule], options: PrepareOptions = Prepa
     if not chosen:
         why = "; ".join(sorted(set(reasons.values()))) or "it has no nodes"
         raise QuantizationError(f"nothing in '{graph.name}' would be quantized: {why}")
-    groups = () if options.mode is Mode.DYNAMIC else make_groups(fused, chosen)
+    static = {name: config for name, config in chosen.items() if options.mode_of(config) is not Mode.DYNAMIC}
+    groups = make_groups(fused, static)
     fallbacks = tuple(Fallback(n.name, n.op, reasons[n.name]) for n in fused.nodes if reasons[n.name])
     return Prepared(fused, fusion, options, MappingProxyType(chosen), groups, fallbacks, matches)
 
 
 def _fusion(graph: Graph, matches: Matches, options: PrepareOptions) -> Fusion:
     """PyTorch's fusions, and those with a single rounding where the qconfig or the backend has them."""
-    if options.mode is Mode.DYNAMIC:
-        return Fusion(options.fuse)
-    configs = {node.name: config for node in graph.nodes if (config := matches.of(node.name))}
+    found = ((node.name, matches.of(node.name)) for node in graph.nodes)
+    configs = {name: config for name, config in found if config and options.mode_of(config) is not Mode.DYNAMIC}
     single = tuple(name for name, config in configs.items() if config.single_rounding)
     return Fusion(options.fuse, tuple(configs) if options.backend is Backend.ONEDNN else single, single)
 
@@ -95,24 +109,27 @@ def _reasons(graph: Graph, matches: Matches, options: PrepareOptions) -> dict[st
     reasons: dict[str, str] = {}
     quantized: set[str] = set()
     for node in graph.nodes:
-        if matches.of(node.name) is None:
+        config = matches.of(node.name)
+        dynamic = config is not None and options.mode_of(config) is Mode.DYNAMIC
+        if config is None:
             reason = matches.reason(node.name)
+        elif dynamic:
+            reason = _why_not_dynamic(graph, node)
         elif region is not None and node.name not in region:
             reason = "outside of the stubs"
-        elif options.mode is Mode.DYNAMIC:
-            reason = _why_not_dynamic(graph, node)
         else:
             reason = _why_not_static(graph, node, quantized)
         reasons[node.name] = reason
-        if not reason:
+        if not reason and not dynamic:
             quantized.update(activation_inputs(graph, node), node.outputs)
     return reasons
 
 
 def _why_not_dynamic(graph: Graph, node: Node) -> str:
-    if node.op not in DYNAMIC_OPS:
-        return f"dynamic mode quantizes {', '.join(DYNAMIC_OPS)} only"
-    return _why_weight_not_constant(graph, node)
+    if dynamic_twin(node.op) is None:
+        names = (spec.dynamic_of for spec in all_ops().values())
+        return f"dynamic mode quantizes {', '.join(filter(None, names))} only"
+    return _why_not_constant(graph, node, _weights_of(node, dynamic=True))
 
 
 def _why_not_static(graph: Graph, node: Node, quantized: set[str]) -> str:
@@ -123,14 +140,28 @@ def _why_not_static(graph: Graph, node: Node, quantized: set[str]) -> str:
     if not inputs or any(graph.values[name].type.dtype is not DType.FLOAT32 for name in (*inputs, *node.outputs)):
         return "it does not work on float32 activations"
     if spec.rule is QuantRule.ACCUMULATE:
-        return _why_weight_not_constant(graph, node)
+        return _why_not_constant(graph, node, _weights_of(node, dynamic=False))
     if spec.rule is QuantRule.SAME_AS_INPUT and not quantized.intersection(inputs):
         return "it only moves values, and they come in float"
     return ""
 
 
-def _why_weight_not_constant(graph: Graph, node: Node) -> str:
-    position = get(node.op).weight
-    if position is None or node.inputs[position] not in graph.initializers:
+def _why_not_constant(graph: Graph, node: Node, weights: tuple[int, ...]) -> str:
+    if any(node.inputs[position] not in graph.initializers for position in weights):
         return "its weight is not a constant"
     return ""
+
+
+def _weights_of(node: Node, *, dynamic: bool) -> tuple[int, ...]:
+    """Positions of the inputs that are quantized as weights."""
+    spec = dynamic_twin(node.op) if dynamic else get(node.op)
+    if spec is None or not (dynamic or spec.rule is QuantRule.ACCUMULATE):
+        return ()
+    return spec.weights or (() if spec.weight is None else (spec.weight,))
+
+
+def quantized_weights(prepared: Prepared, node: Node) -> tuple[int, ...]:
+    """Positions of the inputs of a node that become integers in the quantized graph; none where it stays in float."""
+    if node.name not in prepared.qconfigs:
+        return ()
+    return _weights_of(node, dynamic=node.name in prepared.dynamic)

@@ -14,6 +14,8 @@ from qtool.recipe.presets import PRESETS
 from qtool.recipe.schema import Backend, Mode, QDType, Scheme
 
 METRICS = ("top1", "top5")
+LAYER_MODES = (Mode.STATIC.value, Mode.DYNAMIC.value)
+"""The modes that a rule may ask for; training is for whole models."""
 
 
 def _words(enumeration: type[Mode] | type[Backend] | type[Scheme] | type[QDType]) -> Choice:
@@ -23,7 +25,7 @@ def _words(enumeration: type[Mode] | type[Backend] | type[Scheme] | type[QDType]
 def _options() -> dict[str, Key]:
     """Every observer's own options, each with the observers that take it."""
     takers: dict[str, list[str]] = {}
-    kinds: dict[str, Whole | Real] = {}
+    kinds: dict[str, Whole | Real | Flag] = {}
     for name, info in OBSERVERS.items():
         for option, kind in info.options.items():
             kinds[option] = kind
@@ -57,6 +59,7 @@ QCONFIG = Table(
             "activation": Key(OBSERVER, "the observer of a layer's output; parts left out are filled in"),
             "weight": Key(OBSERVER, "the observer of a layer's weight; parts left out are filled in"),
             "single_rounding": Key(Flag(), "add residuals before the one rounding (more accurate, not PyTorch's bits)"),
+            "mode": Key(Choice(LAYER_MODES), "how these layers are quantized, whatever the recipe's mode; null: float"),
         }
     )
 )

@@ -68,11 +68,17 @@ class Real:
 class Flag:
     """true or false."""
 
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
     def read(self, item: Item, name: str) -> Any:
         return item.value if isinstance(item.value, bool) else item.refuse(name, "true or false")
 
     def schema(self) -> dict[str, Any]:
         return {"type": "boolean"}
+
+    def __str__(self) -> str:
+        return "true or false"
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _rules(item: Item | None, mode: Mode, backend: Backend) -> tuple[Rule, ...]:
-    base = default_for(mode, backend)
     if item is None:
-        return (Rule("", base, "default"),)
+        return (Rule("", default_for(mode, backend), "default"),)
     return tuple(
-        _rule(key, child, read_qconfig(child, _name(key), base, mode)) for key, child in item.entries().items()
+        _rule(key, child, read_qconfig(child, _name(key), mode, backend)) for key, child in item.entries().items()
     )
 
 
@@ -98,8 +97,10 @@ def _check_together(recipe: Recipe, item: Item) -> None:
     """What no single key is wrong in."""
     if recipe.model.resolve() == recipe.output.resolve():
         item.entries()["output"].fail("output: is the model itself, which would be overwritten")
-    if recipe.mode is not Mode.DYNAMIC and recipe.calibration is None:
-        item.fail(f"calibration is missing: mode {recipe.mode.value} needs data to observe")
+    modes = [rule.qconfig.mode or recipe.mode for rule in recipe.rules if rule.qconfig is not None]
+    calibrated = next((mode for mode in modes if mode is not Mode.DYNAMIC), None)
+    if calibrated is not None and recipe.calibration is None:
+        item.fail(f"calibration is missing: mode {calibrated.value} needs data to observe")
     gates = item.entries().get("gates", item)
     if recipe.gates.max_accuracy_drop is not None and recipe.evaluation is None:
         gates.fail("gates.max_accuracy_drop needs an evaluation block")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from qtool.recipe.kinds import Real, Whole
+from qtool.recipe.kinds import Flag, Real, Whole
 from qtool.recipe.schema import ObserverConfig, QDType
 
 EPS = Real(0.0, 1.0, above=True)
@@ -21,7 +21,7 @@ class ObserverInfo:
 
     summary: str
     per_channel: bool = False
-    options: Mapping[str, Whole | Real] = field(default_factory=dict)
+    options: Mapping[str, Whole | Real | Flag] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     counterpart: str = ""
     """The same per channel instead of per tensor, or the other way round."""
@@ -58,7 +58,10 @@ OBSERVERS: Mapping[str, ObserverInfo] = MappingProxyType(
             options={"scale": Real(2.0**-126, 2.0**100), "zero_point": QUANT_LIMIT},
             required=("scale", "zero_point"),
         ),
-        "placeholder": ObserverInfo("nothing: the parameters are computed at run time (mode: dynamic)"),
+        "placeholder": ObserverInfo(
+            "nothing: the parameters are computed at run time (mode: dynamic), with row_wise for each row by itself",
+            options={"row_wise": Flag()},
+        ),
     }
 )
 

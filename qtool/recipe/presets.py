@@ -79,13 +79,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "default_per_channel_symmetric_qnnpack_qconfig",
         ),
         "dynamic": Preset(
-            QConfig(_DYNAMIC, _WEIGHT),
-            "activations quantized at run time, per-tensor weights (mode: dynamic)",
+            QConfig(_DYNAMIC, _WEIGHT, mode=Mode.DYNAMIC),
+            "activations quantized at run time, per-tensor weights",
             "default_dynamic_qconfig",
         ),
         "per_channel_dynamic": Preset(
-            QConfig(_DYNAMIC, _WEIGHT_PER_CHANNEL),
-            "activations quantized at run time, per-channel weights (mode: dynamic)",
+            QConfig(_DYNAMIC, _WEIGHT_PER_CHANNEL, mode=Mode.DYNAMIC),
+            "activations quantized at run time, per-channel weights",
             "per_channel_dynamic_qconfig",
         ),
         "fbgemm_qat": Preset(

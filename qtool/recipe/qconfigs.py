@@ -10,27 +10,32 @@ from typing import Any
 from qtool.recipe.document import PRESET, QCONFIG
 from qtool.recipe.items import Item
 from qtool.recipe.observers import OBSERVERS, problem_with
-from qtool.recipe.presets import get_preset
-from qtool.recipe.schema import FLOAT32_EPS, Mode, ObserverConfig, QConfig, QDType, Scheme
+from qtool.recipe.presets import default_for, get_preset
+from qtool.recipe.schema import FLOAT32_EPS, Backend, Mode, ObserverConfig, QConfig, QDType, Scheme
 
 _COMMON = tuple(f.name for f in fields(ObserverConfig) if f.name != "options")
 
 
-def read_qconfig(item: Item, name: str, base: QConfig, mode: Mode) -> QConfig | None:
-    """The qconfig of one rule; RecipeError with its place. Gaps are filled from ``base``."""
+def read_qconfig(item: Item, name: str, mode: Mode, backend: Backend) -> QConfig | None:
+    """The qconfig of one rule in a recipe of ``mode``; RecipeError with its place.
+
+    Gaps are filled from the preset that it names, else from the backend's default in the rule's own mode.
+    """
     if item.value is None:
         return None
     if isinstance(item.value, Mapping):
         given = QCONFIG.read(item, name)
-        base = get_preset(given["preset"]) if "preset" in given else base
+        own = Mode(given["mode"]) if "mode" in given else None
+        base = get_preset(given["preset"]) if "preset" in given else default_for(own or mode, backend)
         qconfig = QConfig(
             filled(base.activation, given.get("activation", {})),
             filled(base.weight, given.get("weight", {})),
             given.get("single_rounding", base.single_rounding),
+            own or base.mode,
         )
     else:
         qconfig = get_preset(PRESET.read(item, name))
-    for part, problem in _problems(qconfig, mode):
+    for part, problem in _problems(qconfig, qconfig.mode or mode):
         item.entries().get(part, item).fail(f"{name}.{part}: {problem}")
     return qconfig
 
@@ -89,11 +94,12 @@ def plain_qconfig(qconfig: QConfig | None) -> dict[str, Any] | None:
     """The mapping that ``read_qconfig`` reads as the same qconfig, whatever it is filled from."""
     if qconfig is None:
         return None
-    return {
+    plain: dict[str, Any] = {
         "activation": plain_observer(qconfig.activation),
         "weight": plain_observer(qconfig.weight),
         "single_rounding": qconfig.single_rounding,
     }
+    return plain if qconfig.mode is None else {**plain, "mode": qconfig.mode.value}
 
 
 def plain_observer(config: ObserverConfig) -> dict[str, Any]:

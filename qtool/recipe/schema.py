@@ -72,6 +72,8 @@ class QConfig:
     single_rounding: bool = False
     """Residual sums and clamps are done before the layer's one rounding: more accurate than, and so not the bits of,
     PyTorch, which rounds the layer's output first (the preset ``accurate`` sets it)."""
+    mode: Mode | None = None
+    """STATIC or DYNAMIC for layers that are quantized in another way than the rest; None is the recipe's mode."""
 
 
 @dataclass(frozen=True)

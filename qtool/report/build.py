@@ -85,7 +85,7 @@ def _layer(calibrated: Calibrated, lowered: Graph, node: Node) -> Layer:
     return Layer(
         node.name,
         node.op,
-        "int8" if qparams is not None else "int8 dynamic",
+        "int8 dynamic" if node.name in calibrated.prepared.dynamic else "int8",
         _weight_bytes(lowered, node, quantized=True),
         scale=float(qparams.scale[0]) if qparams else None,
         zero_point=int(qparams.zero_point[0]) if qparams else None,
