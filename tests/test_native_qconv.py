@@ -59,6 +59,20 @@ CONVOLUTIONS = [
     Case(size=(1, 40), channels=(40, 20), kernel=(1, 3), stride=(1, 2), dilation=(1, 4), pad=(0, 0, 8, 8)),
     Case(size=(3, 3), channels=(5, 5), kernel=(3, 3), pad=(5, 5, 5, 5)),
 ]
+BORDERS = [  # where whole regions of the output see the same taps in the padding
+    *(Case(batch=b, size=(7, 7), channels=(20, 70), kernel=(3, 3), pad=(1, 1, 1, 1)) for b in (1, 2, 9)),
+    *(Case(batch=b, size=(13, 16), channels=(17, 5), kernel=(5, 5), pad=(2, 2, 2, 2)) for b in (1, 7)),
+    *(Case(batch=b, size=(15, 15), channels=(20, 9), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2)) for b in (1, 8)),
+    Case(size=(20, 20), channels=(4, 8), kernel=(7, 7), pad=(3, 3, 3, 3), stride=(2, 2), batch=3),
+    Case(size=(9, 20), channels=(20, 8), kernel=(3, 3), pad=(4, 4, 4, 4), dilation=(4, 4), batch=2),
+    Case(size=(1, 60), channels=(24, 8), kernel=(1, 9), pad=(0, 0, 4, 4), batch=4),
+    Case(size=(40, 1), channels=(24, 8), kernel=(9, 1), pad=(8, 8, 0, 0)),
+    Case(size=(6, 6), channels=(24, 8), kernel=(6, 6), pad=(5, 5, 5, 5), batch=2),
+    Case(size=(4, 4), channels=(24, 8), kernel=(2, 2), pad=(9, 9, 9, 9), stride=(2, 3)),
+    Case(size=(30, 3), channels=(24, 8), kernel=(1, 1), pad=(70, 70, 1, 0)),
+    Case(size=(5, 5), channels=(24, 8), kernel=(3, 3), pad=(90, 90, 90, 90)),
+    Case(size=(32, 32), channels=(16, 8), kernel=(3, 3), pad=(1, 0, 0, 1), residual="float", lut=True),
+]
 GROUPED = [
     Case(size=(6, 7), channels=(8, 8), groups=2, kernel=(3, 3), pad=(1, 1, 1, 1)),
     Case(size=(6, 7), channels=(36, 150), groups=2, kernel=(3, 3), pad=(1, 1, 1, 1), batch=2),
@@ -104,7 +118,7 @@ VALUES = ["low", "high", "mixed"]
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("cases", [SMALL, TAILS, DEEP, CONVOLUTIONS, GROUPED], ids=range(5))
+@pytest.mark.parametrize("cases", [SMALL, TAILS, DEEP, CONVOLUTIONS, BORDERS, GROUPED], ids=range(6))
 def test_convolution(row, cases):
     for case in cases:
         check(row, case)

@@ -10,6 +10,8 @@ class QconvAfter {
  public:
   QconvAfter(const qt_conv_args& args, int isa);
 
+  bool is_needed() const { return adds_ || maps_; }
+
   // Row r, column c of both is at [r * pitch + c]; residual is not read unless the description has residual 2.
   void run(uint8_t* out, const uint8_t* residual, int64_t rows, int64_t columns, int64_t pitch) const;
 

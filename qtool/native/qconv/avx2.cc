@@ -24,8 +24,9 @@ INLINE void dot(__m256i& sum, __m256i a, __m256i w) { sum = _mm256_add_epi32(sum
 template <int R, int V>
 INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m256i (&sum)[R][V]) {
   const __m256i even = _mm256_set1_epi16(0xff);
-  const __m256i* weight = static_cast<const __m256i*>(job.weight);
   for (int64_t tap = 0; tap < job.taps; tap++) {
+    const uint8_t* first_weight = static_cast<const uint8_t*>(job.weight) + job.taken[tap] * job.tap_bytes;
+    const __m256i* weight = reinterpret_cast<const __m256i*>(first_weight);
     const int64_t offset = tile.offsets[tap] + job.offset;
     const uint8_t* pixel[R];
     UNROLL for (int r = 0; r < R; r++) pixel[r] = tile.pixels[tap * tile.step + r] + offset;
@@ -58,7 +59,7 @@ template <int R, int V>
 INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m256i (&sum)[R][V]) {
   const __m256i zero = _mm256_set1_epi32(job.finish->out_zero);
   UNROLL for (int r = 0; r < R; r++) {
-    const int64_t at = (tile.first + r) * job.pitch;
+    const int64_t at = tile.outputs[r];
     uint8_t bytes[kColumns];
     const bool add = job.residual != NULL;
     if (add) memcpy(bytes, job.residual + at, (size_t)job.columns);

@@ -25,8 +25,8 @@ INLINE __m512i broadcast(const uint8_t* bytes) {
 
 template <int R, int V>
 INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m512i (&sum)[R][V]) {
-  const int8_t* weight = static_cast<const int8_t*>(job.weight);
   for (int64_t tap = 0; tap < job.taps; tap++) {
+    const int8_t* weight = static_cast<const int8_t*>(job.weight) + job.taken[tap] * job.tap_bytes;
     const int64_t offset = tile.offsets[tap] + job.offset;
     const uint8_t* pixel[R];
     UNROLL for (int r = 0; r < R; r++) pixel[r] = tile.pixels[tap * tile.step + r] + offset;
@@ -75,9 +75,9 @@ INLINE __m512i packed(const QconvFinish& f, const __m512i (&q)[4]) {
 
 // Row `row` of V * 16 columns of `bytes`.
 template <int V>
-INLINE void store(const QconvJob& job, int64_t pixel, __m512i bytes, int row) {
+INLINE void store(const QconvJob& job, int64_t at, __m512i bytes, int row) {
   const __mmask64 lanes = first_lanes(job.columns);
-  uint8_t* out = job.out + pixel * job.pitch;
+  uint8_t* out = job.out + at;
   if (V > 2) {
     _mm512_mask_storeu_epi8(out, lanes, bytes);
   } else if (V == 2) {
@@ -101,12 +101,12 @@ INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m512i (&s
     UNROLL for (int i = 0; i < 4; i++) {
       const int row = V > 2 ? r : r + i / V, v = V > 2 ? i : i % V;
       const bool used = row < R && v < V;
-      const uint8_t* residual = RESIDUAL ? job.residual + (tile.first + row) * job.pitch : NULL;
+      const uint8_t* residual = RESIDUAL && used ? job.residual + tile.outputs[row] : NULL;
       q[i] = used ? rounded(job, sum[used ? row : 0][used ? v : 0], v * kLanes, residual) : _mm512_setzero_si512();
     }
     const __m512i bytes = packed(*job.finish, q);
     UNROLL for (int i = 0; i < kTogether; i++) {
-      if (r + i < R) store<V>(job, tile.first + r + i, bytes, i);
+      if (r + i < R) store<V>(job, tile.outputs[r + i], bytes, i);
     }
   }
 }

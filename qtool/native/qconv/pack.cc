@@ -25,42 +25,70 @@ void pack(const int8_t* weight, const QconvDepth& depth, const QconvKernel& kern
   }
 }
 
+// start, bias and multiplier of the channels of a panel.
+void pack_numbers(const qt_conv_args& args, const QconvDepth& depth, const std::vector<std::vector<int64_t>>& tap_sets,
+                  int width, QconvPanel* panel, Memory* memory) {
+  const int64_t sets = tap_sets.size();
+  int32_t* start = reinterpret_cast<int32_t*>(memory->allocate(checked_product({sets, width, 4})));
+  float* bias = reinterpret_cast<float*>(memory->allocate(width * 4));
+  float* multiplier = reinterpret_cast<float*>(memory->allocate(width * 4));
+  for (int c = 0; c < panel->columns; c++) {
+    const int64_t output = panel->output + c;
+    const std::vector<int64_t> sums = qconv_tap_sums(args, depth, output);
+    for (int64_t s = 0; s < sets; s++) {
+      int64_t sum = 0;
+      for (const int64_t tap : tap_sets[s]) sum += sums[tap];
+      start[s * width + c] = qconv_start(args, output, sum);
+    }
+    if (args.bias_f32 != nullptr) bias[c] = args.bias_f32[output];
+    multiplier[c] = args.multiplier[output];
+  }
+  panel->start = start;
+  panel->bias = bias;
+  panel->multiplier = multiplier;
+}
+
 }  // namespace
 
-int32_t qconv_start(const qt_conv_args& args, int64_t output, int64_t depth) {
-  const int8_t* weight = static_cast<const int8_t*>(args.weight) + output * depth;
-  int64_t sum = 0;
-  for (int64_t k = 0; k < depth; k++) sum += weight[k];
+std::vector<int64_t> qconv_tap_sums(const qt_conv_args& args, const QconvDepth& depth, int64_t output) {
+  const int8_t* weight = static_cast<const int8_t*>(args.weight) + output * depth.taps * depth.length;
+  std::vector<int64_t> sums(depth.taps);
+  for (int64_t& sum : sums) {
+    for (int64_t i = 0; i < depth.length; i++) sum += *weight++;
+  }
+  return sums;
+}
+
+int32_t qconv_start(const qt_conv_args& args, int64_t output, int64_t sum) {
   const int64_t bias = args.bias_i32 != nullptr ? args.bias_i32[output] : 0;
   return static_cast<int32_t>(static_cast<uint32_t>(bias - args.x_zero * sum));
 }
 
-std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& depth, const QconvKernel& kernel,
+std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& depth,
+                                   const std::vector<std::vector<int64_t>>& tap_sets, const QconvKernel& kernel,
                                    Memory* memory) {
   const int64_t inputs = args.in_channels / args.groups, outputs = args.out_channels / args.groups;
-  const int64_t real_depth = depth.taps * depth.length;
   std::vector<QconvPanel> panels;
   for (int64_t first = 0; first < args.out_channels; first += outputs) {
     for (int64_t at = 0; at < outputs; at += kernel.columns) {
       const int columns = static_cast<int>(std::min<int64_t>(kernel.columns, outputs - at));
       const int vectors = (columns + kernel.step - 1) / kernel.step, width = vectors * kernel.step;
-      const int64_t output = first + at;
-      uint8_t* weight = memory->allocate(checked_product({depth.taps, depth.padded, width, kernel.element_bytes}));
-      int32_t* start = reinterpret_cast<int32_t*>(memory->allocate(width * 4));
-      float* bias = reinterpret_cast<float*>(memory->allocate(width * 4));
-      float* multiplier = reinterpret_cast<float*>(memory->allocate(width * 4));
-      for (int c = 0; c < columns; c++) {
-        start[c] = qconv_start(args, output + c, real_depth);
-        if (args.bias_f32 != nullptr) bias[c] = args.bias_f32[output + c];
-        multiplier[c] = args.multiplier[output + c];
-      }
-      panels.push_back({first / outputs * inputs, output, columns, vectors, weight, start, bias, multiplier});
-      const int8_t* source = static_cast<const int8_t*>(args.weight) + output * real_depth;
+      QconvPanel panel = {};
+      panel.input = first / outputs * inputs;
+      panel.output = first + at;
+      panel.columns = columns;
+      panel.vectors = vectors;
+      panel.tap_bytes = checked_product({depth.padded, width, kernel.element_bytes});
+      uint8_t* weight = memory->allocate(checked_product({depth.taps, panel.tap_bytes}));
+      panel.weight = weight;
+      const int8_t* source = static_cast<const int8_t*>(args.weight) + panel.output * depth.taps * depth.length;
       if (kernel.element_bytes == 1) {
-        pack(source, depth, kernel, panels.back(), reinterpret_cast<int8_t*>(weight));
+        pack(source, depth, kernel, panel, reinterpret_cast<int8_t*>(weight));
       } else {
-        pack(source, depth, kernel, panels.back(), reinterpret_cast<int16_t*>(weight));
+        pack(source, depth, kernel, panel, reinterpret_cast<int16_t*>(weight));
       }
+      pack_numbers(args, depth, tap_sets, width, &panel, memory);
+      panels.push_back(panel);
     }
   }
   return panels;

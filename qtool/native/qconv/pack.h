@@ -8,26 +8,32 @@
 
 namespace qtool {
 
-// bias_i32[o] - x_zero * sum over k of w[o, k], modulo 2^32, with `depth` weights a channel.
-int32_t qconv_start(const qt_conv_args& args, int64_t output, int64_t depth);
+// `taps` of `length` bytes a group's channel, each rounded up to `padded` bytes.
+struct QconvDepth {
+  int64_t taps, length, padded;
+};
+
+// The sum over i of w[o, t, i] for each tap t, for `output` o.
+std::vector<int64_t> qconv_tap_sums(const qt_conv_args& args, const QconvDepth& depth, int64_t output);
+
+// bias_i32[o] - x_zero * sum, modulo 2^32.
+int32_t qconv_start(const qt_conv_args& args, int64_t output, int64_t sum);
 
 // Up to kernel.columns output channels of one group.
 struct QconvPanel {
   int64_t input, output;  // first channel
   int columns, vectors;
   const void* weight;
-  const int32_t* start;
+  int64_t tap_bytes;     // of the weights of one tap
+  const int32_t* start;  // [regions][width]
   const float* bias;
   const float* multiplier;
 };
 
-// `taps` of `length` bytes a group's channel, each rounded up to `padded` bytes.
-struct QconvDepth {
-  int64_t taps, length, padded;
-};
-
-// All panels in order of their channels. Uses the arrays of `args`, which must have passed check_qconv.
-std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& depth, const QconvKernel& kernel,
+// All panels in order of their channels, with a start for each set of taps. Uses the arrays of `args`, which must have
+// passed check_qconv.
+std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& depth,
+                                   const std::vector<std::vector<int64_t>>& tap_sets, const QconvKernel& kernel,
                                    Memory* memory);
 
 }  // namespace qtool

@@ -33,128 +33,204 @@ constexpr int64_t part_begin(int64_t count, int64_t parts, int64_t index) {
   return count / parts * index + std::min(index, count % parts);
 }
 
+// Pixels of one region that are run together.
+struct Piece {
+  const QconvPixels* pixels;
+  const int64_t* taken;
+  int64_t region, first, count;
+};
+
 class Qconv final : public Op {
  public:
   Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const MakeContext& context);
   void run(const RunContext& context) const override;
   const char* kernel() const override { return row_.name; }
   Extents extents() const override { return extents_; }
-  int64_t scratch_bytes() const override;
+  int64_t scratch_bytes() const override { return tile_bytes_ + output_bytes_ + pointer_bytes_ + patch_bytes_; }
 
  private:
+  struct Job;
+  void cut_pieces();
   void cut_chunks();
-  int64_t tile_bytes() const;
-  int64_t pointer_bytes() const;
-  QconvTile* place_tiles(const uint8_t* x, int64_t first, int64_t rows, uint8_t* scratch) const;
+  void measure_scratch();
   void run_chunk(const RunContext& context, int64_t chunk, int thread) const;
-  void run_panel(const QconvPanel& panel, QconvJob job, const uint8_t* residual) const;
+  void place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, uint8_t* scratch) const;
+  void run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual) const;
+  int64_t tiles_of(const Piece& piece) const { return ceil_div(piece.count, kernel_.rows); }
 
   Row<const QconvKernel*> row_;
   const QconvKernel& kernel_;
   Extents extents_;
   QconvFinish finish_;
   QconvAfter after_;
-  QconvPixels pixels_;
   QconvDepth depth_;
-  std::vector<QconvPanel> panels_;
-  int64_t rows_, pitch_;  // pixels and channels of the output
+  int64_t pitch_;  // channels of the output
   int residual_;
-  int64_t row_parts_, panel_parts_, most_rows_;  // chunks are row_parts x panel_parts
+  std::vector<QconvPixels> regions_;
+  std::vector<std::vector<int64_t>> taken_;  // which taps each region walks
+  std::vector<QconvPanel> panels_;
+  std::vector<Piece> pieces_;
+  std::vector<int64_t> chunk_begins_;  // row_parts_ + 1 indices of pieces
+  int64_t row_parts_, panel_parts_;    // chunks are row_parts x panel_parts
+  int64_t tile_bytes_ = 0, output_bytes_ = 0, pointer_bytes_ = 0, patch_bytes_ = 0;  // of the largest chunk
 };
+
+QconvDepth depth_of(const qt_conv_args& a) {
+  const int64_t channels = a.in_channels / a.groups;
+  const int64_t length = has_joined_taps(a) ? a.kernel_width * channels : channels;
+  return {a.kernel_height * (a.kernel_width * channels / length), length, round_up(length, 4)};
+}
+
+// Which of all taps a region walks.
+std::vector<int64_t> taken_taps(const QconvRegion& region, int64_t taps_a_row) {
+  std::vector<int64_t> taken;
+  for (int64_t ky = region.ky; ky < region.ky + region.kernel_height; ky++) {
+    const int64_t end = taps_a_row == 1 ? 1 : region.kx + region.kernel_width;
+    for (int64_t kx = taps_a_row == 1 ? 0 : region.kx; kx < end; kx++) taken.push_back(ky * taps_a_row + kx);
+  }
+  return taken;
+}
+
+const uint8_t* outside_bytes(const qt_conv_args& a, Memory* memory) {
+  const int64_t bytes = checked_product({a.in_channels, has_joined_taps(a) ? a.kernel_width : 1});
+  uint8_t* row = memory->allocate(bytes);
+  std::memset(row, a.x_zero, bytes);
+  return row;
+}
 
 Qconv::Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const MakeContext& context)
     : row_(row), kernel_(*row.kernel), extents_(qconv_extents(args)), finish_(qconv_finish(args)),
-      after_(args, row.isa), pixels_(args, context.memory), pitch_(args.out_channels), residual_(args.residual) {
-  const int64_t length = args.groups == 1 ? pixels_.length() : args.in_channels / args.groups;
-  depth_ = {pixels_.taps(), length, round_up(length, 4)};
-  panels_ = pack_qconv(args, depth_, kernel_, context.memory);
-  rows_ = extents_.output / pitch_;
+      after_(args, row.isa), depth_(depth_of(args)), pitch_(args.out_channels), residual_(args.residual) {
+  const uint8_t* outside = outside_bytes(args, context.memory);
+  for (const QconvRegion& region : cut_regions(args, has_joined_taps(args), kernel_.rows / 2)) {
+    regions_.emplace_back(args, region, outside);
+    taken_.push_back(taken_taps(region, depth_.taps / args.kernel_height));
+  }
+  panels_ = pack_qconv(args, depth_, taken_, kernel_, context.memory);
+  cut_pieces();
   cut_chunks();
+  measure_scratch();
 }
 
-// Panels share a chunk while their weights fit the cache together, rows as many as make packing the pointers cheap.
+void Qconv::cut_pieces() {
+  for (size_t r = 0; r < regions_.size(); r++) {
+    const int64_t pixels = regions_[r].pixels(), parts = ceil_div(pixels, kChunkRows);
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t first = part_begin(pixels, parts, part), end = part_begin(pixels, parts, part + 1);
+      pieces_.push_back({&regions_[r], taken_[r].data(), static_cast<int64_t>(r), first, end - first});
+    }
+  }
+  // Small pieces first, so that they come into the same chunks.
+  std::stable_sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) { return a.count < b.count; });
+}
+
+// Panels share a chunk while their weights fit the cache together, pixels as many as make finding them cheap.
 void Qconv::cut_chunks() {
+  int64_t pixels = kChunkRows;
+  for (size_t p = 0; p < pieces_.size(); p++) {
+    pixels += pieces_[p].count;
+    if (pixels <= kChunkRows) continue;
+    chunk_begins_.push_back(p);
+    pixels = pieces_[p].count;
+  }
+  row_parts_ = chunk_begins_.size();
+  chunk_begins_.push_back(pieces_.size());
   const int64_t panels = panels_.size();
   const int64_t panel_bytes = depth_.taps * depth_.padded * kernel_.columns * kernel_.element_bytes;
-  row_parts_ = std::max<int64_t>(1, ceil_div(rows_, kChunkRows));
   panel_parts_ = ceil_div(panels, std::max<int64_t>(1, kPanelBytes / panel_bytes));
-  panel_parts_ = std::min(panels, std::max(panel_parts_, ceil_div(kLeastChunks, row_parts_)));
-  most_rows_ = ceil_div(rows_, row_parts_);
+  panel_parts_ = std::min(panels, std::max(panel_parts_, ceil_div(kLeastChunks, std::max<int64_t>(1, row_parts_))));
 }
 
-int64_t Qconv::tile_bytes() const {
-  return round_up(ceil_div(most_rows_, kernel_.rows) * static_cast<int64_t>(sizeof(QconvTile)), 64);
-}
-
-int64_t Qconv::pointer_bytes() const {
-  const int64_t tiles = ceil_div(most_rows_, kernel_.rows);
-  return round_up(checked_product({tiles, kernel_.rows, depth_.taps, sizeof(uint8_t*)}), 64);
-}
-
-// A thread's: the tiles, their pointers, the copied taps.
-int64_t Qconv::scratch_bytes() const {
-  return tile_bytes() + pointer_bytes() + checked_product({most_rows_, pixels_.patch_bytes()});
+void Qconv::measure_scratch() {
+  for (int64_t chunk = 0; chunk < row_parts_; chunk++) {
+    int64_t tiles = 0, pixels = 0, pointers = 0, patch = 0;
+    for (int64_t p = chunk_begins_[chunk]; p < chunk_begins_[chunk + 1]; p++) {
+      const Piece& piece = pieces_[p];
+      tiles += tiles_of(piece);
+      pixels += piece.count;
+      pointers += checked_product({tiles_of(piece), kernel_.rows, piece.pixels->taps()});
+      patch += checked_product({piece.count, piece.pixels->patch_bytes()});
+    }
+    tile_bytes_ = std::max(tile_bytes_, round_up(tiles * static_cast<int64_t>(sizeof(QconvTile)), 64));
+    output_bytes_ = std::max(output_bytes_, round_up(pixels * 8, 64));
+    pointer_bytes_ = std::max(pointer_bytes_, round_up(pointers * 8, 64));
+    patch_bytes_ = std::max(patch_bytes_, patch);
+  }
 }
 
 void Qconv::run(const RunContext& context) const {
-  if (rows_ == 0) return;
+  if (row_parts_ == 0) return;
   context.pool->parallel(row_parts_ * panel_parts_,
                          [&](int64_t chunk, int thread) { run_chunk(context, chunk, thread); });
 }
 
 void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) const {
   const int64_t row_part = chunk % row_parts_, panel_part = chunk / row_parts_;
-  const int64_t first = part_begin(rows_, row_parts_, row_part);
-  const int64_t rows = part_begin(rows_, row_parts_, row_part + 1) - first;
+  const Piece* pieces = pieces_.data() + chunk_begins_[row_part];
+  const int64_t piece_count = chunk_begins_[row_part + 1] - chunk_begins_[row_part];
   uint8_t* scratch = context.scratch + thread * context.scratch_stride;
+  place_tiles(static_cast<const uint8_t*>(context.inputs[0]), pieces, piece_count, scratch);
   QconvJob job = {};
-  job.tiles = reinterpret_cast<const QconvTile*>(scratch);
-  job.end = place_tiles(static_cast<const uint8_t*>(context.inputs[0]), first, rows, scratch);
-  job.taps = depth_.taps;
   job.length = depth_.padded;
   job.finish = &finish_;
   job.out = static_cast<uint8_t*>(context.output);
-  job.pitch = pitch_;
   const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   const int64_t panels = panels_.size();
   const int64_t end = part_begin(panels, panel_parts_, panel_part + 1);
-  for (int64_t p = part_begin(panels, panel_parts_, panel_part); p < end; p++) run_panel(panels_[p], job, residual);
-}
-
-// Cuts the pixels first .. first + rows - 1 into tiles of nearly equal size; returns the end of the tiles.
-QconvTile* Qconv::place_tiles(const uint8_t* x, int64_t first, int64_t rows, uint8_t* scratch) const {
-  const uint8_t** pointers = reinterpret_cast<const uint8_t**>(scratch + tile_bytes());
-  uint8_t* patch = scratch + tile_bytes() + pointer_bytes();
-  const int64_t count = ceil_div(rows, kernel_.rows), least = rows / count, larger = rows % count;
-  QconvTile* tile = reinterpret_cast<QconvTile*>(scratch);
-  QconvPixels::Place place = pixels_.place(x, first);
-  for (int64_t t = 0; t < count; t++, tile++) {
-    tile->rows = least + (t < larger ? 1 : 0);
-    tile->first = first;
-    tile->pixels = pointers;
-    tile->step = pixels_.fill(&place, static_cast<int>(tile->rows), kernel_.rows, pointers, &patch);
-    tile->offsets = pixels_.offsets(tile->step);
-    pointers += tile->step == 0 ? kernel_.rows : kernel_.rows * depth_.taps;
-    first += tile->rows;
+  for (int64_t p = part_begin(panels, panel_parts_, panel_part); p < end; p++) {
+    job.end = reinterpret_cast<const QconvTile*>(scratch);
+    for (const Piece* piece = pieces; piece != pieces + piece_count; piece++) {
+      job.tiles = job.end;
+      job.end = job.tiles + tiles_of(*piece);
+      run_piece(panels_[p], *piece, job, residual);
+    }
   }
-  return tile;
 }
 
-void Qconv::run_panel(const QconvPanel& panel, QconvJob job, const uint8_t* residual) const {
+// Cuts the pixels of the pieces into tiles of nearly equal size.
+void Qconv::place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, uint8_t* scratch) const {
+  QconvTile* tile = reinterpret_cast<QconvTile*>(scratch);
+  int64_t* outputs = reinterpret_cast<int64_t*>(scratch + tile_bytes_);
+  const uint8_t** pointers = reinterpret_cast<const uint8_t**>(scratch + tile_bytes_ + output_bytes_);
+  uint8_t* patch = scratch + tile_bytes_ + output_bytes_ + pointer_bytes_;
+  for (const Piece* piece = pieces; piece != pieces + count; piece++) {
+    const QconvPixels& pixels = *piece->pixels;
+    const int64_t tiles = tiles_of(*piece), least = piece->count / tiles, larger = piece->count % tiles;
+    QconvPixels::Place place = pixels.place(x, piece->first);
+    for (int64_t t = 0; t < tiles; t++, tile++) {
+      tile->rows = least + (t < larger ? 1 : 0);
+      tile->pixels = pointers;
+      tile->outputs = outputs;
+      tile->step = pixels.fill(&place, static_cast<int>(tile->rows), kernel_.rows, pointers, outputs, &patch);
+      tile->offsets = pixels.offsets(tile->step);
+      pointers += tile->step == 0 ? kernel_.rows : kernel_.rows * pixels.taps();
+      outputs += tile->rows;
+    }
+  }
+}
+
+void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual) const {
+  job.taps = piece.pixels->taps();
+  job.taken = piece.taken;
   job.offset = panel.input;
   job.vectors = panel.vectors;
   job.columns = panel.columns;
   job.weight = panel.weight;
-  job.start = panel.start;
+  job.tap_bytes = panel.tap_bytes;
+  job.start = panel.start + piece.region * panel.vectors * kernel_.step;
   job.bias = panel.bias;
   job.multiplier = panel.multiplier;
   job.out += panel.output;
   if (residual != nullptr) residual += panel.output;
   if (residual_ == 1) job.residual = residual;
   kernel_.run(job);
-  const QconvTile& last = job.end[-1];
-  const int64_t rows = last.first + last.rows - job.tiles->first, at = job.tiles->first * pitch_;
-  after_.run(job.out + at, residual_ == 2 ? residual + at : nullptr, rows, panel.columns, pitch_);
+  if (!after_.is_needed()) return;
+  const int64_t* outputs = job.tiles->outputs;
+  for (int64_t i = 0, end; i < piece.count; i = end) {  // neighbours at once
+    for (end = i + 1; end < piece.count && outputs[end] == outputs[end - 1] + pitch_;) end++;
+    const int64_t at = outputs[i];
+    after_.run(job.out + at, residual != nullptr ? residual + at : nullptr, end - i, panel.columns, pitch_);
+  }
 }
 
 }  // namespace

@@ -33,21 +33,23 @@ struct QconvFinish {
   bool fits;  // every r is within the range of int32: it may be clamped after it is rounded
 };
 
-// A tile: up to kernel.rows neighbouring pixels, all channels of a panel.
+// A tile: up to kernel.rows pixels, all channels of a panel.
 struct QconvTile {
   const uint8_t* const* pixels;  // tap t of row r begins at pixels[t * step + r] + offsets[t] + job.offset
   int64_t step;
   const int64_t* offsets;  // [taps]
-  int64_t first;           // pixel
+  const int64_t* outputs;  // [rows], where they begin in the output
   int64_t rows;            // 1..kernel.rows
 };
 
-// Tiles of one panel.
+// Tiles of one panel that see the same taps.
 struct QconvJob {
   const QconvTile* tiles;
   const QconvTile* end;
   int64_t taps, length;     // length is in bytes, a multiple of 4
   int64_t offset;           // the group's first input channel
+  const int64_t* taken;     // [taps], which of the panel's taps
+  int64_t tap_bytes;        // of the panel's weights
   int vectors;              // 1..kernel.columns / step
   int columns;              // channels to write, at most width = vectors * step; the last vector may be partly used
   const void* weight;       // the panel; 64-byte aligned, as the three arrays of it:
@@ -56,8 +58,7 @@ struct QconvJob {
   const float* multiplier;  // [width]
   const QconvFinish* finish;
   const uint8_t* residual;  // as out, or NULL
-  uint8_t* out;             // pixel m, channel c of the panel at out[m * pitch + c]
-  int64_t pitch;
+  uint8_t* out;             // the panel's channel c of a row at out[outputs[row] + c]
 };
 
 // A kernel with what the packing must know of it.

@@ -55,7 +55,8 @@ QdwconvBlock pack_block(const qt_conv_args& args, const QdwconvPacked& packed, c
   int lanes = kernel.least_lanes;
   while (lanes < kernel.most_lanes && lanes * kernel.vectors * 4 < left) lanes *= 2;
   const int width = lanes * kernel.vectors * 4, channels = static_cast<int>(std::min<int64_t>(left, width));
-  const int64_t slots = packed.slots.size();
+  const int64_t slots = packed.slots.size(), taps = int64_t{args.kernel_height} * args.kernel_width;
+  const QconvDepth all_taps = {1, taps, taps};  // as one
   uint8_t* weight = memory->allocate(checked_product({slots, width, kernel.element_bytes}));
   int32_t* start = reinterpret_cast<int32_t*>(memory->allocate(width * 4));
   float* bias = reinterpret_cast<float*>(memory->allocate(width * 4));
@@ -63,7 +64,7 @@ QdwconvBlock pack_block(const qt_conv_args& args, const QdwconvPacked& packed, c
   for (int position = 0; position < width; position++) {
     const int channel = channel_at(position, lanes, kernel.vectors);
     if (channel >= channels) continue;
-    start[position] = qconv_start(args, first + channel, int64_t{args.kernel_height} * args.kernel_width);
+    start[position] = qconv_start(args, first + channel, qconv_tap_sums(args, all_taps, first + channel)[0]);
     if (args.bias_f32 != nullptr) bias[position] = args.bias_f32[first + channel];
     multiplier[position] = args.multiplier[first + channel];
   }
