@@ -21,7 +21,7 @@ constexpr int64_t kTile = 64;          // rows that are quantized together befor
 constexpr int64_t kTileBytes = 4096;   // of them
 constexpr int64_t kChunk = 64 * 1024;  // elements or bytes a chunk
 
-constexpr int64_t chunks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+constexpr int64_t chunks_of(int64_t count, int64_t size) { return count / size + (count % size != 0); }
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 class LayoutOp : public Op {
@@ -114,6 +114,7 @@ class CopyOp : public LayoutOp {
  public:
   CopyOp(const qt_copy_args& args, const Row<const LayoutKernels*>& row) : LayoutOp(row), args_(args) {
     checked_product({args.rows, args.row_bytes});
+    require(args.rows <= 1 || args.out_stride >= args.row_bytes, "the rows of the output overlap");
     input_bytes_ = end(args.in_offset, args.in_stride);
     output_bytes_ = end(args.out_offset, args.out_stride);
     if (args.lut != nullptr) std::memcpy(lut_, args.lut, sizeof(lut_));

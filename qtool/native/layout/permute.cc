@@ -74,6 +74,7 @@ Permutation::Permutation(const qt_permute_args& args) : element_(args.element_by
   check(args);
   bytes_ = element_;
   for (int i = 0; i < args.rank; i++) bytes_ = checked_product({bytes_, args.shape[i]});
+  if (bytes_ == 0) return;
   const Reduced reduced = reduce(args);
   const int rank = static_cast<int>(reduced.shape.size());
   std::vector<Axis> axes(rank);  // of the source
@@ -96,7 +97,6 @@ Permutation::Permutation(const qt_permute_args& args) : element_(args.element_by
     axes_[axis_count_++] = axes[i];
     outer_ *= axes[i].size;
   }
-  if (bytes_ == 0) outer_ = 0;
   strip_ = kChunk / element_ / (rows_.size > 0 ? rows_.size : 1) / 64 * 64;
   strip_ = strip_ > 0 ? strip_ : 64;
   strips_ = (cols_.size + strip_ - 1) / strip_;

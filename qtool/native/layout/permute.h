@@ -36,9 +36,9 @@ class Permutation {
   Axis axes_[6];     // all but those of the copy or transposition, in the target's order
   int64_t outer_ = 1;
   bool copies_ = false;
-  Axis rows_, cols_;  // a copy has no rows_
-  int64_t strip_, strips_;  // the columns are cut in strips
-  int64_t batch_, chunks_;  // or, where there is but one strip, a chunk has several of the outer indices
+  Axis rows_ = {}, cols_ = {};        // a copy has no rows_
+  int64_t strip_ = 0, strips_ = 0;    // the columns are cut in strips
+  int64_t batch_ = 0, chunks_ = 0;     // or, where there is but one strip, a chunk has several of the outer indices
 };
 
 }  // namespace qtool

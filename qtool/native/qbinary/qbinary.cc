@@ -22,6 +22,8 @@ class QbinaryOp : public Op {
     require(args.b_broadcast >= 0 && args.b_broadcast <= 3, "there is no such broadcast");
     require(args.b_broadcast != 3 || args.rows_per_b > 0, "rows_per_b is not positive");
     count_ = checked_product({args.rows, args.channels});
+    if (count_ == 0) args_.rows = 0;  // rows of no channels may be any number
+    args_.rows_per_b = std::min(args.rows_per_b, std::max<int64_t>(1, args_.rows));
   }
 
   const char* kernel() const override { return row_.name; }
