@@ -60,7 +60,7 @@ def quantize_recipe(recipe: Recipe, stage: Stage, engine: EngineOptions = Engine
     many threads latency is measured.
     """
     checked = check_recipe(recipe)
-    calibrated, data_hash = _calibrate(recipe, checked, stage, engine)
+    calibrated, data_hash = _calibrate(checked, stage, engine)
     quantized = convert(calibrated, debug=recipe.debug, meta=provenance_of(recipe, calibrated, data_hash))
     graphs = (checked.graph, quantized)
     size = Size(_float_bytes(recipe, checked.graph), file_bytes(quantized))
@@ -120,7 +120,7 @@ def write_report(report: Report, path: Path) -> None:
         file.write(report_json(report).encode())
 
 
-def _calibrate(recipe: Recipe, checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[Calibrated, str]:
+def _calibrate(checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[Calibrated, str]:
     """Runs calibration; gives the hash of the data that was used ("" where nothing is observed)."""
     if not checked.prepared.observed:
         return calibrate(checked.prepared, ()), ""

@@ -27,7 +27,9 @@ class LayerError:
     """One layer in one view: signal to quantization noise in dB (inf when equal), largest error, and cosine.
 
     In the shadow view also what of it is the output's own doing: ``rounding_db`` is the ratio when nothing but the
-    output were quantized, ``clipped`` the share of its values outside the range.
+    output were quantized, ``clipped`` the share of its values outside the range. In the weights view also
+    ``channels_db``, which a tenth of the output channels does not reach: small channels may be lost beside large ones
+    without a trace in the ratio of the whole.
     """
 
     layer: str
@@ -37,6 +39,7 @@ class LayerError:
     cosine: float
     rounding_db: float | None = None
     clipped: float | None = None
+    channels_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def advise(
     quantized: Graph, weights: Sequence[LayerError], outputs: Sequence[LayerError], shadow: Sequence[LayerError]
 ) -> tuple[Advice, ...]:
     """What to change, most important first; empty where nothing is bad."""
-    if weights and median(_finite(row.sqnr_db) for row in weights) < FOREIGN_DB:
+    if weights and median(row.sqnr_db for row in weights) < FOREIGN_DB:
         text = "the weights have next to nothing in common: the quantized model was made from another checkpoint"
         return (Advice((), text),)
-    coarse = [row for row in weights if row.sqnr_db < COARSE_WEIGHT_DB and _per_tensor(quantized, row.layer)]
+    coarse = [row for row in weights if worst_of(row) < COARSE_WEIGHT_DB and _per_tensor(quantized, row.layer)]
     known = {row.layer for row in coarse}
     poor = [row for row in shadow if row.sqnr_db < POOR_DB and row.layer not in known]
     clipped = [row for row in poor if _by_output(row) and (row.clipped or 0.0) > CLIPPED]
@@ -94,6 +97,12 @@ def _rule_key(quantized: Graph, row: LayerError) -> str:
     return readers[0].name if readers else row.layer
 
 
+def worst_of(row: LayerError) -> float:
+    """What rows are sorted by. NaN, which is an overflow in one of the models, counts as the worst there is."""
+    worst = row.sqnr_db if row.channels_db is None else min(row.sqnr_db, row.channels_db)
+    return -math.inf if math.isnan(worst) else worst
+
+
 def _by_output(row: LayerError) -> bool:
     """Whether at least half of the noise is there when nothing but the output is quantized, to a range of its own."""
     return (
@@ -122,7 +131,3 @@ def _per_tensor(graph: Graph, layer: str) -> bool:
             qparams = graph.values[node.inputs[position]].qparams
             return qparams is not None and qparams.axis is None
     return False
-
-
-def _finite(value: float) -> float:
-    return -math.inf if math.isnan(value) else value

@@ -7,14 +7,13 @@ model's own input, the error of this layer alone).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from qtool.analysis.advice import Advice, LayerError, advise
+from qtool.analysis.advice import Advice, LayerError, advise, worst_of
 from qtool.analysis.shadow import layer_twin, shadow_graph
 from qtool.analysis.signal import Signal
 from qtool.engine.session import Session
@@ -111,9 +110,21 @@ def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
         signal, qparams = Signal(), pair.quantized.values[value].qparams
         assert qparams is not None
         real = pair.fused.initializers[float_names(pair.quantized)[value]]
-        signal.add(real, qparams.dequantize(pair.quantized.initializers[value]))
-        rows.append(_row(node, signal))
+        stored = qparams.dequantize(pair.quantized.initializers[value])
+        signal.add(real, stored)
+        rows.append(replace(_row(node, signal), channels_db=_tenth_channel(real, stored, get(node.op).channel_axis)))
     return _worst_first(rows)
+
+
+def _tenth_channel(real: Array, stored: Array, axis: int) -> float:
+    """The ratio in dB that a tenth of the channels does not reach."""
+    rows, noise = (
+        np.moveaxis(np.asarray(a, np.float64), axis, 0).reshape(a.shape[axis], -1) for a in (real, stored - real)
+    )
+    with np.errstate(all="ignore"):
+        ratios = 10.0 * np.log10(np.square(rows).sum(axis=1) / np.square(noise).sum(axis=1))
+    ratios[np.isnan(ratios)] = np.inf  # a channel of zeros is exact
+    return float(np.quantile(ratios, 0.1, method="lower"))
 
 
 def quantized_weight(graph: Graph, node: Node) -> str | None:
@@ -254,5 +265,4 @@ def _row(node: Node, signal: Signal, name: str = "") -> LayerError:
 
 
 def _worst_first(rows: Sequence[LayerError]) -> tuple[LayerError, ...]:
-    """NaN, which is an overflow in one of the models, counts as the worst there is."""
-    return tuple(sorted(rows, key=lambda row: -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db))
+    return tuple(sorted(rows, key=worst_of))

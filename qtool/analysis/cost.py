@@ -49,5 +49,7 @@ def cost_of(graph: Graph, nodes: Iterable[Node], shapes: Shapes) -> Cost:
         for name in made
         if name in graph.outputs or any(reader.name not in inside for reader in graph.consumers[name])
     }
-    moved = sum(math.prod(shapes[name]) * graph.values[name].dtype.numpy.itemsize for name in read | written if name in shapes)
+    moved = sum(
+        math.prod(shapes[name]) * graph.values[name].dtype.numpy.itemsize for name in read | written if name in shapes
+    )
     return Cost(sum(macs_of(node, shapes) for node in listed), moved)

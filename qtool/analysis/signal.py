@@ -19,11 +19,12 @@ class Signal:
     def add(self, reference: Array, noisy: Array) -> None:
         """Takes two arrays of one shape."""
         a, b = reference.astype(np.float64).ravel(), noisy.astype(np.float64).ravel()
-        error = a - b
-        self._reference += float(a @ a)
-        self._noisy += float(b @ b)
-        self._product += float(a @ b)
-        self._noise += float(error @ error)
+        with np.errstate(invalid="ignore"):  # the difference of two infinities is NaN, and shows in the result
+            error = a - b
+            self._reference += float(a @ a)
+            self._noisy += float(b @ b)
+            self._product += float(a @ b)
+            self._noise += float(error @ error)
         self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
 
     @property

@@ -35,7 +35,7 @@ def command(shared: Shared, float_model: str, quant_model: Path, top: int, **dat
     """Compare a quantized model with its float one, layer by layer, the worst first; say what to change.
 
     \b
-    weights   float against int8 weights
+    weights   float against int8 weights; a tenth of the output channels is below "channels dB"
     outputs   what each layer gives in both models on the same data: the error of all layers so far
     shadow    each int8 layer beside its float twin on the same input: the error of this layer alone,
               and of that what its output's rounding does, and the share of values cut off by the range
@@ -108,7 +108,7 @@ def _random(graph: Graph, options: Mapping[str, Any]) -> Iterator[Mapping[str, A
 def _tables(found: Comparison, source: str, top: int) -> list[RenderableType]:
     from qtool.cli.render import decibels, line, percent, plural
 
-    parts: list[RenderableType] = [_errors("weights", found.weights, top)]
+    parts: list[RenderableType] = [_weights(found.weights, top)]
     if found.samples:
         parts += ["", _errors("outputs", found.outputs, top), "", _shadows(found.shadow, top), ""]
         parts.append(line(f"data: {plural(found.samples, 'sample')} of {source}"))
@@ -118,6 +118,18 @@ def _tables(found: Comparison, source: str, top: int) -> list[RenderableType]:
             parts.append(line(f"both models choose the same class for {percent(found.agreement)} of the samples"))
     parts += ["", *_advice(found.advice)]
     return parts
+
+
+def _weights(rows: Sequence[LayerError], top: int) -> RenderableType:
+    from qtool.cli.render import decibels, number, table
+
+    shown = rows[:top] if top else rows
+    cells = [
+        (r.layer, r.op, decibels(r.sqnr_db), number(r.max_error, 3), f"{r.cosine:.5f}", decibels(r.channels_db))
+        for r in shown
+    ]
+    columns = ("layer", "operator", "SQNR dB", "max error", "cosine", "channels dB")
+    return table(_title("weights", shown, rows), columns, cells, (2, 3, 4, 5))
 
 
 def _errors(title: str, rows: Sequence[LayerError], top: int) -> RenderableType:
