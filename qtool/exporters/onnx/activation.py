@@ -36,7 +36,7 @@ def activate(call: Call, y: str, out: QParams | None) -> str:
 
 def _redundant(out: QParams, low: float, high: float) -> bool:
     """Whether no integer of the type lies outside of the limits, by the rounding of the engine."""
-    least, most = _limits(out)
+    least, most = out.limits
     with np.errstate(over="ignore"):
         steps = np.array([low, high], np.float32) * (np.float32(1) / out.scale[0]) + np.float32(out.zero_point[0])
     return bool(np.rint(steps[0]) <= least and np.rint(steps[1]) >= most)
@@ -45,12 +45,8 @@ def _redundant(out: QParams, low: float, high: float) -> bool:
 def _beyond(out: QParams, low: float, high: float) -> tuple[float, float]:
     """Redundant limits moved out to the reals of the smallest and largest integer, where they are inside by a rounding
     error: then runtimes see that they are redundant."""
-    least, most = out.dequantize(np.array(_limits(out), out.dtype.numpy))
+    least, most = out.dequantize(np.array(out.limits, out.dtype.numpy))
     return min(low, float(least)), max(high, float(most))
-
-
-def _limits(out: QParams) -> tuple[int, int]:
-    return out.limits
 
 
 def _clip(call: Call, x: str, low: float, high: float) -> str:

@@ -30,10 +30,9 @@ def reducing(op: str) -> Row:
     def export(call: Call) -> str:
         attrs = onnx_attrs(call.attrs, {"axes": ""})
         axes = call.attrs.axes
-        if call.opset < 18:
-            if call.has(1) and op != "ReduceSum":
+        if call.opset < 18 and op != "ReduceSum":
+            if call.has(1):
                 raise call.unsupported("axes that are computed need opset 18")
-            attrs.pop("noop_with_empty_axes", None)
             return call.emit(op, call.x(0), **attrs, **({} if axes is None else {"axes": axes}))
         names = call.x(1) if axes is None else call.ints(axes, "axes")
         return call.emit(op, call.x(0), names, **attrs)
@@ -68,15 +67,6 @@ def split_to(call: Call) -> tuple[str, ...]:
     """The number of outputs is an attribute since opset 18, and goes without saying before."""
     extra = {"num_outputs": call.attrs.outputs} if call.opset >= 18 and not call.has(1) else {}
     return call.emit_all("Split", call.all_inputs(), len(call.node.outputs), axis=call.attrs.axis, **extra)
-
-
-def conv3d_pads(call: Call) -> tuple[Any, ...]:
-    return tuple(before for before, _ in call.attrs.padding) + tuple(after for _, after in call.attrs.padding)
-
-
-def one_by_one(op: str) -> Row:
-    """``sum_of`` and its like: variadic in both."""
-    return direct(op)
 
 
 DIRECT: Mapping[str, Row] = {
@@ -123,9 +113,9 @@ DIRECT: Mapping[str, Row] = {
     "greater_or_equal": direct("GreaterOrEqual"),
     "less_or_equal": direct("LessOrEqual"),
     "prelu_broadcast": direct("PRelu"),
-    "sum_of": one_by_one("Sum"),
-    "mean_of": one_by_one("Mean"),
-    "reshape_to": direct("Reshape", 14),
+    "sum_of": direct("Sum"),
+    "mean_of": direct("Mean"),
+    "reshape_to": direct("Reshape"),
     "slice_to": direct("Slice"),
     "split_to": Row(split_to),
     "squeeze_to": direct("Squeeze"),
@@ -141,8 +131,8 @@ DIRECT: Mapping[str, Row] = {
     "center_crop_pad": direct("CenterCropPad", 18),
     "gather_elements": direct("GatherElements"),
     "gather_nd": direct("GatherND"),
-    "scatter_elements": direct("ScatterElements", 18),
-    "scatter_nd": direct("ScatterND", 18),
+    "scatter_elements": direct("ScatterElements"),
+    "scatter_nd": direct("ScatterND"),
     "non_zero": direct("NonZero"),
     "reverse_sequence": direct("ReverseSequence"),
     "top_k": direct("TopK"),
@@ -150,11 +140,11 @@ DIRECT: Mapping[str, Row] = {
     "arg_min": direct("ArgMin"),
     "non_max_suppression": direct("NonMaxSuppression"),
     "tensor_scatter": direct("TensorScatter", 24),
-    "cum_sum": direct("CumSum", 14),
+    "cum_sum": direct("CumSum"),
     "cum_prod": direct("CumProd", 26),
     "max_pool": direct("MaxPool"),
-    "average_pool": direct("AveragePool", 19),
-    "lp_pool": direct("LpPool", 18),
+    "average_pool": direct("AveragePool"),
+    "lp_pool": direct("LpPool"),
     "global_lp_pool": direct("GlobalLpPool"),
     "max_unpool": direct("MaxUnpool"),
     "col2im": direct("Col2Im", 18),
@@ -165,10 +155,10 @@ DIRECT: Mapping[str, Row] = {
     "mean_variance_normalization": direct("MeanVarianceNormalization"),
     "layer_normalization": direct("LayerNormalization", 17),
     "rms_norm": direct("RMSNormalization", 23),
-    "lstm": direct("LSTM", 14),
-    "gru": direct("GRU", 14),
-    "rnn": direct("RNN", 14),
-    "resize": direct("Resize", 19),
+    "lstm": direct("LSTM"),
+    "gru": direct("GRU"),
+    "rnn": direct("RNN"),
+    "resize": direct("Resize"),
     "grid_sample": direct("GridSample", 20),
     "affine_grid": direct("AffineGrid", 20),
     "roi_align": direct("RoiAlign", 16),
@@ -180,8 +170,8 @@ DIRECT: Mapping[str, Row] = {
     "softmax_cross_entropy_loss": direct("SoftmaxCrossEntropyLoss"),
     "rotary_embedding": direct("RotaryEmbedding", 23),
     "attention": direct("Attention", 24),
-    "quantize_linear": direct("QuantizeLinear", 21, dtype="output_dtype"),
-    "dequantize_linear": direct("DequantizeLinear", 21, dtype=""),
+    "quantize_linear": direct("QuantizeLinear", dtype="output_dtype"),
+    "dequantize_linear": direct("DequantizeLinear", dtype=""),
     "dynamic_quantize_linear": direct("DynamicQuantizeLinear"),
     "matmul_integer": direct("MatMulInteger"),
 }

@@ -67,20 +67,15 @@ def export_onnx(
     """
     _import_onnx()
     lowered = lower_qdq(graph) if graph.is_quantized else graph
-    chosen = _choose_opset(lowered, opset)
-    body = walk(lowered, chosen)
     target = Path(path)
-    size = sum(array.nbytes for array in body.emitter.initializers.values())
-    data = target.with_name(f"{target.name}.data") if size > external_bytes else None
-    external = _place(body.emitter.initializers) if data else {}
-    model = _model(lowered, body, chosen, _Weights(data.name if data else "", external))
-    _check(model, external)
+    made = _make(lowered, opset, f"{target.name}.data", external_bytes)
+    data = target.with_name(made.weights.file) if made.weights.places else None
     if data:
-        _write_data(data, body.emitter.initializers, external)
+        _write_data(data, made.body.emitter.initializers, made.weights.places)
     with atomic_write(target) as file:
-        file.write(model.SerializeToString())
+        file.write(made.proto.SerializeToString())
     written = target.stat().st_size + (data.stat().st_size if data else 0)
-    return Exported(target, chosen, len(model.graph.node), written, data)
+    return Exported(target, made.opset, len(made.proto.graph.node), written, data)
 
 
 def _import_onnx() -> None:
@@ -110,6 +105,42 @@ class _Weights:
 
     file: str
     places: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A checked model."""
+
+    proto: onnx.ModelProto
+    body: Body
+    weights: _Weights
+    opset: int
+
+
+def _make(graph: Graph, wanted: int | None, data: str, external_bytes: int) -> _Made:
+    """The model at the opset that is wanted. Without one: at the first that takes it, since operators learn attributes
+    and element types over time; what none takes is told for the first."""
+    from onnx.defs import onnx_opset_version
+
+    first = _choose_opset(graph, wanted)
+    problem: ModelError | None = None
+    for opset in range(first, (onnx_opset_version() if wanted is None else first) + 1):
+        try:
+            return _make_at(graph, opset, data, external_bytes)
+        except ModelError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _make_at(graph: Graph, opset: int, data: str, external_bytes: int) -> _Made:
+    body = walk(graph, opset)
+    arrays = body.emitter.initializers
+    outside = sum(array.nbytes for array in arrays.values()) > external_bytes
+    weights = _Weights(data, _place(arrays) if outside else {})
+    proto = _model(graph, body, opset, weights)
+    _check(proto, weights.places)
+    return _Made(proto, body, weights, opset)
 
 
 def _place(arrays: Mapping[str, Array]) -> dict[str, tuple[int, int]]:
@@ -212,13 +243,31 @@ def _tensor(name: str, array: Array, weights: _Weights) -> onnx.TensorProto:
 
 def _node(item: Item, opset: int, weights: _Weights) -> onnx.NodeProto:
     from onnx import helper
-    from onnx.defs import get_schema
+    from onnx.defs import SchemaError, get_schema
 
-    schema = get_schema(item.op, opset, "")
+    try:
+        schema = get_schema(item.op, opset, "")
+    except SchemaError:
+        raise ModelError(f"{item.op} '{item.name}': opset {opset} does not have it") from None
     node = helper.make_node(item.op, item.inputs, item.outputs, name=item.name)
     for name, value in item.attrs.items():
-        node.attribute.append(_attribute(name, value, schema.attributes[name].type, (opset, weights)))
+        if name in schema.attributes:
+            node.attribute.append(_attribute(name, value, schema.attributes[name].type, (opset, weights)))
+        elif not _is_default(item.op, name, value):
+            raise ModelError(f"{item.op} '{item.name}': its attribute {name} has no place in opset {opset}")
     return node
+
+
+def _is_default(op: str, name: str, value: Any) -> bool:
+    """Whether an attribute that came with a later opset has the value that operators without it imply."""
+    from onnx import helper
+    from onnx.defs import get_schema
+
+    found = get_schema(op).attributes.get(name)
+    if found is None or not found.default_value.name:
+        return False
+    default = helper.get_attribute_value(found.default_value)
+    return bool((default.decode() if isinstance(default, bytes) else default) == value)
 
 
 def _attribute(name: str, value: Any, kind: Any, context: tuple[int, _Weights]) -> onnx.AttributeProto:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from qtool.exporters.onnx.call import Call
 from qtool.ir import Shape
 from qtool.ops.dims import axis_of
@@ -137,7 +135,3 @@ def _wrap(call: Call, x: str, rank: int, pairs: Padding) -> str:
 
 def embedding(call: Call) -> str:
     return call.emit("Gather", call.x(1), call.x(0), axis=0)
-
-
-def constant_like(shape: Sequence[int], number: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.full(shape, number, np.float32)
