@@ -33,35 +33,42 @@ def fuse_lists(graph: Graph, lists: Sequence[Sequence[str]]) -> Graph:
 
 
 def _find_chain(graph: Graph, names: Sequence[str]) -> list[Node]:
-    """The nodes of the named modules, each the reader of the one before (a module may be called at several places)."""
+    """The nodes of the named modules, each the reader of the one before (a module may be called at several places).
+
+    A node that is a function, not a module, goes by its own name.
+    """
     if len(names) < 2:
         raise RecipeError(f"fuse: {list(names)} names {len(names)} module; expected at least two, such as [conv1, bn1]")
-    scopes = sorted({node.scope for node in graph.nodes if node.scope})
+    known = sorted({name for node in graph.nodes for name in (node.scope, node.name) if name})
     for name in names:
-        if name not in scopes:
-            near = get_close_matches(name, scopes, 1)
+        if name not in known:
+            near = get_close_matches(name, known, 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise RecipeError(f"fuse: no module is called '{name}' in {list(names)}{hint}")
-    starts = [node for node in graph.nodes if node.scope == names[0]]
+    starts = [node for node in graph.nodes if names[0] in (node.scope, node.name)]
     chain = [starts[0]]
     for name in names[1:]:
         readers = graph.consumers[chain[-1].outputs[0]]
-        found = [node for node in readers if node.scope == name]
+        found = [node for node in readers if name in (node.scope, node.name)]
         if not found:
-            got = ", ".join(f"'{node.scope or node.name}'" for node in readers) or "nothing"
-            raise RecipeError(f"fuse: '{name}' does not read '{chain[-1].scope}' in {list(names)}: {got} does")
+            got = ", ".join(f"'{_label(node)}'" for node in readers) or "nothing"
+            raise RecipeError(f"fuse: '{name}' does not read '{_label(chain[-1])}' in {list(names)}: {got} does")
         chain.append(found[0])
     return chain
 
 
+def _label(node: Node) -> str:
+    return node.scope or node.name
+
+
 def _check(graph: Graph, chain: Sequence[Node]) -> None:
-    names, ops = [node.scope for node in chain], tuple(node.op for node in chain)
+    names, ops = [_label(node) for node in chain], tuple(node.op for node in chain)
     if ops not in FUSABLE:
         allowed = "; ".join(" + ".join(combination) for combination in FUSABLE)
         raise RecipeError(f"fuse: {names} is {' + '.join(ops)}, which cannot be fused; what can: {allowed}")
     for node, reader in pairwise(chain):
         if graph.sole_consumer(node.outputs[0]) is not reader:
-            raise RecipeError(f"fuse: {names} cannot be fused: the output of '{node.scope}' is read elsewhere too")
+            raise RecipeError(f"fuse: {names} cannot be fused: the output of '{_label(node)}' is read elsewhere too")
     if ops[1] == "batch_norm" and not can_fold(graph, chain[0], chain[1]):
         raise RecipeError(f"fuse: {names} cannot be fused: weights or statistics are not constants")
     if ops[1] == "relu" and not can_host(graph, chain[0], chain[1]):
@@ -72,7 +79,7 @@ def _check_distinct(chains: Sequence[Sequence[Node]]) -> None:
     seen: dict[str, list[str]] = {}
     for chain in chains:
         for node in chain:
-            names = [member.scope for member in chain]
+            names = [_label(member) for member in chain]
             if node.name in seen:
-                raise RecipeError(f"fuse: '{node.scope}' is in two lists, {seen[node.name]} and {names}")
+                raise RecipeError(f"fuse: '{_label(node)}' is in two lists, {seen[node.name]} and {names}")
             seen[node.name] = names
