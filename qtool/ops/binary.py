@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from qtool.ir import Array, DType, TensorType
-from qtool.ops.activation import NoAttrs
-from qtool.ops.dims import broadcast, need_float, need_numbers, need_same, spell
+from qtool.ops.activation import NoAttrs, sigmoid
+from qtool.ops.dims import broadcast, need_float, need_numbers, need_same, need_shape, spell
 from qtool.ops.registry import Attrs, OpSpec, register, require
 
 Types = tuple[TensorType, ...]
@@ -29,9 +29,22 @@ class BitShiftAttrs(Attrs):
     direction: Literal["LEFT", "RIGHT"]
 
 
+@dataclass(frozen=True)
+class SwigluAttrs(Attrs):
+    """swish(a) * b, where swish(a) = a * sigmoid(alpha * a)."""
+
+    alpha: float = 1.0
+
+
 def number_type(_: Attrs, a: TensorType, b: TensorType) -> Types:
     need_numbers(a=a, b=b)
     return (TensorType(a.dtype, broadcast(a.shape, b.shape)),)
+
+
+def _gated_type(_: Attrs, a: TensorType, b: TensorType) -> Types:
+    need_float(a=a, b=b)
+    need_shape("b", b, a.shape)
+    return (TensorType(a.dtype, a.shape),)
 
 
 def _power_type(_: Attrs, a: TensorType, b: TensorType) -> Types:
@@ -107,12 +120,12 @@ def modulo(a: Array, b: Array, fmod: bool) -> Array:
 
 
 def shift(a: Array, b: Array, direction: str) -> Array:
-    """Shifts by as many bits as there are, or more, leave nothing but the sign going right."""
+    """Shifts by as many bits as there are, or by a negative number, leave nothing but the sign going right."""
     bits = a.dtype.itemsize * 8
-    amount = np.minimum(b, bits - 1).astype(a.dtype)
+    amount = np.clip(b, 0, bits - 1).astype(a.dtype)
     moved = np.left_shift(a, amount) if direction == "LEFT" else np.right_shift(a, amount)
     emptied = np.where(a < 0, -1, 0) if direction == "RIGHT" and a.dtype.kind == "i" else np.zeros((), a.dtype)
-    return np.where(b < bits, moved, emptied).astype(a.dtype)
+    return np.where((b >= 0) & (b < bits), moved, emptied).astype(a.dtype)
 
 
 def clip(x: Array, low: Array | None = None, high: Array | None = None) -> Array:
@@ -148,6 +161,15 @@ _binary("Greater", "greater", _compare_type, lambda _, a, b: a > b)
 _binary("Less", "less", _compare_type, lambda _, a, b: a < b)
 _binary("GreaterOrEqual", "greater_or_equal", _compare_type, lambda _, a, b: a >= b)
 _binary("LessOrEqual", "less_or_equal", _compare_type, lambda _, a, b: a <= b)
+
+
+_binary(
+    "SwiGLU",
+    "swiglu",
+    _gated_type,
+    lambda attrs, a, b: np.asarray(a * sigmoid(a.dtype.type(attrs.alpha) * a) * b),
+    SwigluAttrs,
+)
 
 
 def _many(onnx: str, name: str, infer: Callable[..., Types], function: Callable[[tuple[Array, ...]], Any]) -> None:

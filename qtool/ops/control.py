@@ -24,8 +24,8 @@ THEN, ELSE, BODY = "then_branch", "else_branch", "body"
 class LoopAttrs(Attrs):
     """The first ``carried`` inputs behind trip count and condition are handed on from one iteration to the next.
 
-    The body takes (iteration, condition, carried ..., captured ...) and gives (condition, carried ..., rows ...): one row
-    of each of the last outputs an iteration.
+    The body takes (iteration, condition, carried ..., captured ...) and gives (condition, carried ..., rows ...); the
+    node gives the last of what is carried, and the rows of all iterations.
     """
 
     carried: int = 0

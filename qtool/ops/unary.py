@@ -53,13 +53,6 @@ class AxisAttrs(Attrs):
     axis: int = -1
 
 
-@dataclass(frozen=True)
-class SwigluAttrs(Attrs):
-    """swish(first half) * second half, along the last axis."""
-
-    alpha: float = 1.0
-
-
 def float_type(_: Attrs, x: TensorType) -> Types:
     need_float(x=x)
     return (TensorType(x.dtype, x.shape),)
@@ -123,19 +116,6 @@ def is_inf(x: Array, negative: bool, positive: bool) -> Array:
     return np.asarray((np.isposinf(x) & positive) | (np.isneginf(x) & negative))
 
 
-def swiglu(x: Array, alpha: float) -> Array:
-    gate, value = np.split(x, 2, -1)
-    return np.asarray(gate * sigmoid(alpha * gate) * value)
-
-
-def _swiglu_type(_: Attrs, x: TensorType) -> Types:
-    need_float(x=x)
-    require(bool(x.shape), "a scalar", "at least one axis")
-    last = x.shape[-1]
-    require(isinstance(last, str) or last % 2 == 0, f"a last size of {last}", "an even one")
-    return (TensorType(x.dtype, (*x.shape[:-1], last // 2 if isinstance(last, int) else "?")),)
-
-
 def _unary(
     onnx: str,
     name: str,
@@ -197,4 +177,3 @@ _unary(
 _unary("Swish", "swish", lambda a, x: x * sigmoid(a.alpha * x), float_type, AlphaAttrs)
 _unary("LogSoftmax", "log_softmax", lambda a, x: log_softmax(x, a.axis), _along_type, AxisAttrs)
 _unary("Hardmax", "hardmax", lambda a, x: hardmax(x, a.axis), _along_type, AxisAttrs)
-_unary("SwiGLU", "swiglu", lambda a, x: swiglu(x, a.alpha), _swiglu_type, SwigluAttrs)
