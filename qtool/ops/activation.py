@@ -188,8 +188,8 @@ SYMMETRIC = (2.0 / 256.0, 128)
 """Parameters of an output in [-1, 1): PyTorch's ``default_fixed_qparams_range_neg1to1_observer``."""
 
 _unary("relu", lambda _, x: relu(x), SAME, "Relu", NoAttrs, _relu_type)
-_unary("relu6", lambda _, x: clamp(x, 0, 6), SAME)
-_unary("hardtanh", lambda a, x: clamp(x, a.low, a.high), SAME, "", HardtanhAttrs, _clamp_type)
+_unary("relu6", lambda _, x: clamp(x, 0, 6), SAME, "Clip")
+_unary("hardtanh", lambda a, x: clamp(x, a.low, a.high), SAME, "Clip", HardtanhAttrs, _clamp_type)
 _unary("clamp", lambda a, x: clamp(x, a.low, a.high), SAME, "Clip", ClampAttrs, _clamp_type)
 _unary("leaky_relu", lambda a, x: leaky_relu(x, a.negative_slope), FREE, "LeakyRelu", LeakyReluAttrs)
 _unary("elu", lambda a, x: elu(x, a.alpha), FREE, "Elu", EluAttrs)
@@ -198,7 +198,7 @@ _unary("hardsigmoid", lambda _, x: hardsigmoid(x), FIXED, "HardSigmoid", fixed=U
 _unary("sigmoid", lambda _, x: sigmoid(x), FIXED, "Sigmoid", fixed=UNIT)
 _unary("tanh", lambda _, x: np.tanh(x), FIXED, "Tanh", fixed=SYMMETRIC)
 _unary("gelu", lambda a, x: gelu(x, a.approximate), None, "Gelu", GeluAttrs)
-_unary("silu", lambda _, x: x * sigmoid(x), None)
+_unary("silu", lambda _, x: x * sigmoid(x), None, "Swish")
 _unary("softmax", lambda a, x: softmax(x, a.dim), FIXED, "Softmax", SoftmaxAttrs, _softmax_type, fixed=UNIT)
 
 register(

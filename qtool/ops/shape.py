@@ -289,7 +289,7 @@ def _mover(
 
 _mover("flatten", FlattenAttrs, flatten_type, flatten, "Flatten")
 _mover("reshape", ReshapeAttrs, reshape_type, lambda a, x: x.reshape(a.shape), "Reshape")
-_mover("transpose", TransposeAttrs, transpose_type, lambda a, x: np.swapaxes(x, a.dim0, a.dim1))
+_mover("transpose", TransposeAttrs, transpose_type, lambda a, x: np.swapaxes(x, a.dim0, a.dim1), "Transpose")
 _mover("permute", PermuteAttrs, permute_type, lambda a, x: np.transpose(x, a.dims), "Transpose")
 _mover("squeeze", SqueezeAttrs, squeeze_type, squeeze, "Squeeze")
 _mover("unsqueeze", UnsqueezeAttrs, unsqueeze_type, lambda a, x: np.expand_dims(x, a.dim), "Unsqueeze")

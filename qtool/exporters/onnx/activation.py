@@ -91,6 +91,15 @@ def silu(call: Call) -> str:
     return call.emit("Mul", x, call.emit("Sigmoid", x))
 
 
+def swiglu(call: Call) -> str:
+    """SwiGLU, which ONNX has since opset 28: a * sigmoid(alpha * a) * b."""
+    a, b = call.x(0), call.x(1)
+    if call.opset >= 28:
+        return call.emit("SwiGLU", a, b, alpha=call.attrs.alpha)
+    scaled = a if call.attrs.alpha == 1 else call.emit("Mul", a, call.scalar(call.attrs.alpha, "alpha"))
+    return call.emit("Mul", call.emit("Mul", a, call.emit("Sigmoid", scaled)), b)
+
+
 def prelu(call: Call) -> str:
     """One slope for all, or one a channel, which ONNX broadcasts along the last axis unless it is reshaped."""
     rank, slopes = len(call.value(0).shape), call.value(1).shape

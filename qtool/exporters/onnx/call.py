@@ -80,7 +80,12 @@ class Call:
         return self.emitter.constant(array, hint)
 
     def scalar(self, number: float, hint: str) -> str:
-        return self.constant(np.asarray(number, np.float32), hint)
+        """A number in the element type of the first input."""
+        return self.like(np.asarray(number), hint)
+
+    def like(self, array: Array, hint: str) -> str:
+        """A constant in the element type of the first input, which is float32 for a quantized one."""
+        return self.constant(np.asarray(array, self.value().type.dtype.numpy), hint)
 
     def ints(self, numbers: Sequence[int], hint: str) -> str:
         return self.constant(np.array(numbers, np.int64), hint)

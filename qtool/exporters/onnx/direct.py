@@ -155,6 +155,7 @@ DIRECT: Mapping[str, Row] = {
     "mean_variance_normalization": direct("MeanVarianceNormalization"),
     "layer_normalization": direct("LayerNormalization", 17),
     "rms_norm": direct("RMSNormalization", 23),
+    **{f"{name}_dynamic": direct(name.upper(), reduce_range="", row_wise="") for name in ("lstm", "gru", "rnn")},
     "lstm": direct("LSTM"),
     "gru": direct("GRU"),
     "rnn": direct("RNN"),
@@ -175,4 +176,5 @@ DIRECT: Mapping[str, Row] = {
     "dynamic_quantize_linear": direct("DynamicQuantizeLinear"),
     "matmul_integer": direct("MatMulInteger"),
 }
-"""A row an operator; those of ``table`` come first."""
+"""A row an operator; those of ``table`` come first. ONNX has no recurrent layer that quantizes activations at run time:
+``lstm_dynamic`` and its like keep their 8-bit weights and are float otherwise."""

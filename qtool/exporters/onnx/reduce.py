@@ -50,7 +50,7 @@ def avg_pool(call: Call) -> str:
     averages = call.emit("AveragePool", padded, **options)
     window = float(np.prod(attrs.kernel_size))
     correction = (window / window_divisors(attrs, sizes)).astype(np.float32)
-    return averages if np.all(correction == 1) else call.emit("Mul", averages, call.constant(correction, "correction"))
+    return averages if np.all(correction == 1) else call.emit("Mul", averages, call.like(correction, "correction"))
 
 
 def _sizes(call: Call) -> list[int]:
@@ -113,15 +113,15 @@ def reduce(call: Call, op: str) -> str:
 
 def batch_norm(call: Call) -> str:
     channels = int(call.value(1).shape[0])
-    scale = call.x(3) or call.constant(np.ones(channels, np.float32), "weight")
-    shift = call.x(4) or call.constant(np.zeros(channels, np.float32), "bias")
+    scale = call.x(3) or call.like(np.ones(channels), "weight")
+    shift = call.x(4) or call.like(np.zeros(channels), "bias")
     return call.emit("BatchNormalization", call.x(0), scale, shift, call.x(1), call.x(2), epsilon=call.attrs.eps)
 
 
 def layer_norm(call: Call) -> str:
     """LayerNormalization, which ONNX has since opset 17; by its formula before."""
     attrs = call.attrs
-    weight = call.x(1) or call.constant(np.ones(attrs.normalized_shape, np.float32), "weight")
+    weight = call.x(1) or call.like(np.ones(attrs.normalized_shape), "weight")
     first = -len(attrs.normalized_shape)
     if call.opset >= LAYER_NORM_SINCE:
         return call.emit("LayerNormalization", call.x(0), weight, call.x(2), axis=first, epsilon=attrs.eps)

@@ -55,6 +55,7 @@ TABLE: Mapping[str, Row] = {
     "tanh": direct("Tanh"),
     "gelu": Row(activation.gelu),
     "silu": Row(activation.silu),
+    "swiglu": Row(activation.swiglu),
     "softmax": Row(_softmax),
     "add": Row(lambda call: activation.binary(call, "Add")),
     "sub": Row(lambda call: activation.binary(call, "Sub")),
