@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qtool.analysis.compare import compare
     from qtool.engine.session import Session
+    from qtool.frontends.torch import from_torch
     from qtool.ir.npz import load, save
     from qtool.passes import fuse
     from qtool.quantize.api import quantize
@@ -30,6 +31,7 @@ __all__ = [
     "calibrate",
     "compare",
     "convert",
+    "from_torch",
     "fuse",
     "get_default_dynamic_qconfig",
     "get_default_qconfig",
@@ -44,6 +46,7 @@ _HOMES = {
     "calibrate": "qtool.quantize.calibrate",
     "compare": "qtool.analysis.compare",
     "convert": "qtool.quantize.convert",
+    "from_torch": "qtool.frontends.torch",
     "fuse": "qtool.passes",
     "get_default_dynamic_qconfig": "qtool.recipe.presets",
     "get_default_qconfig": "qtool.recipe.presets",

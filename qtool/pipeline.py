@@ -15,6 +15,7 @@ from qtool.analysis.latency import random_feeds, time_interleaved
 from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
 from qtool.frontends.onnx import import_onnx
+from qtool.frontends.torch import load_pt2
 from qtool.ir import Array, Graph
 from qtool.ir.files import atomic_write, check_writable
 from qtool.ir.npz import file_bytes, load, save
@@ -44,6 +45,8 @@ def load_model(spec: str | os.PathLike[str]) -> Graph:
         return zoo.build(text[len(ZOO) :])
     if text.endswith(".onnx"):
         return simplify(import_onnx(text))
+    if text.endswith(".pt2"):
+        return simplify(load_pt2(text))
     graph = load(text)
     try:
         check_types(graph)

@@ -71,13 +71,14 @@ class Builder:
         op: str,
         inputs: Sequence[str],
         outputs: int,
+        /,
         name: str = "",
         qparams: QParams | None = None,
         graphs: Mapping[str, Graph] = EMPTY,
         **attrs: Attr,
     ) -> tuple[str, ...]:
         """As ``node``, for an operator with several outputs, or with bodies."""
-        full = self._free_name(".".join(filter(None, (self.path, name or ("" if self.path else op)))))
+        full = self._free_name(".".join(filter(None, (self.path, name or ("" if self.path else op)))), outputs > 1)
         names = tuple(full if outputs == 1 else f"{full}.{i}" for i in range(outputs))
         node = Node(op, full, tuple(inputs), names, attrs, self.path, graphs)
         types = infer_node(node, [self.type_of(i) if i else None for i in inputs])
@@ -105,9 +106,9 @@ class Builder:
             backend,
         )
 
-    def _free_name(self, name: str) -> str:
+    def _free_name(self, name: str, several: bool) -> str:
         free, number = name, 1
-        while free in self._values:
+        while free in self._values or (several and f"{free}.0" in self._values):
             free, number = f"{name}_{number}", number + 1
         return free
 
