@@ -335,6 +335,21 @@ def embedding(draw: Draw, op: str) -> Case:
     return Case(op, {}, (ids, table), (0,) if ids.ndim else ())
 
 
+@st.composite
+def recurrent_dynamic(draw: Draw, op: str) -> Case:
+    gates = {"lstm_dynamic": 4, "gru_dynamic": 3, "rnn_dynamic": 1}[op]
+    steps, batch, inputs, hidden = (draw(st.integers(1, 4)) for _ in range(4))
+    direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
+    directions, layout, rng = 1 + (direction == "bidirectional"), draw(st.integers(0, 1)), make_rng(draw)
+    x = normal(rng, *((batch, steps) if layout else (steps, batch)), inputs)
+    weights = [normal(rng, directions, gates * hidden, size) for size in (inputs, hidden)]
+    bias = normal(rng, directions, 2 * gates * hidden) if draw(st.booleans()) else None
+    lengths = rng.integers(0, steps + 1, batch) if draw(st.booleans()) else None
+    attrs: dict[str, Attr] = {"hidden_size": hidden, "direction": direction, "layout": layout}
+    attrs.update(reduce_range=draw(st.booleans()), row_wise=draw(st.booleans()))
+    return Case(op, attrs, (x, *weights, bias, lengths), ())
+
+
 STRATEGIES: dict[Callable[[str], st.SearchStrategy[Case]], str] = {
     conv: "conv1d conv2d",
     pool: "max_pool1d max_pool2d avg_pool1d avg_pool2d",
@@ -360,6 +375,7 @@ STRATEGIES: dict[Callable[[str], st.SearchStrategy[Case]], str] = {
     split: "split",
     reduce: "mean sum",
     embedding: "embedding",
+    recurrent_dynamic: "lstm_dynamic gru_dynamic rnn_dynamic",
 }
 CASES = {op: make(op) for make, ops in STRATEGIES.items() for op in ops.split()}
 """Operator -> strategy of its cases."""

@@ -113,6 +113,7 @@ def test_a_record_is_consistent(spec):
     for position, name in ((spec.weight, "weight"), (spec.bias, "bias?")):
         assert position is None or spec.inputs[position] == name
     assert (spec.weight is not None) == (spec.rule is QuantRule.ACCUMULATE or spec.name == "linear_dynamic")
+    assert all(all_ops()[spec.dynamic_of].inputs[at] == spec.inputs[at] for at in spec.weights)
     optional = [name.endswith(("?", "*")) for name in spec.inputs]
     assert optional == sorted(optional)
 

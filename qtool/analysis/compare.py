@@ -104,15 +104,16 @@ def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
     """Float against dequantized weights, worst first."""
     rows = []
     for node in pair.quantized.nodes:
-        value = quantized_weight(pair.quantized, node)
-        if value is None:
-            continue
-        signal, qparams = Signal(), pair.quantized.values[value].qparams
-        assert qparams is not None
-        real = pair.fused.initializers[float_names(pair.quantized)[value]]
-        stored = qparams.dequantize(pair.quantized.initializers[value])
-        signal.add(real, stored)
-        rows.append(replace(_row(node, signal), channels_db=_tenth_channel(real, stored, get(node.op).channel_axis)))
+        signal, channels, axis = Signal(), [], 1 if get(node.op).weights else get(node.op).channel_axis
+        for value in quantized_weights(pair.quantized, node):
+            qparams = pair.quantized.values[value].qparams
+            assert qparams is not None
+            real = pair.fused.initializers[float_names(pair.quantized)[value]]
+            stored = qparams.dequantize(pair.quantized.initializers[value])
+            signal.add(real, stored)
+            channels.append(_tenth_channel(real, stored, axis))
+        if channels:
+            rows.append(replace(_row(node, signal), channels_db=min(channels)))
     return _worst_first(rows)
 
 
@@ -127,11 +128,12 @@ def _tenth_channel(real: Array, stored: Array, axis: int) -> float:
     return float(np.quantile(ratios, 0.1, method="lower"))
 
 
-def quantized_weight(graph: Graph, node: Node) -> str | None:
-    """Name of the int8 weight of a node, None where it has none."""
-    position = get(node.op).weight
-    name = node.inputs[position] if position is not None and position < len(node.inputs) else ""
-    return name if name in graph.initializers and graph.values[name].qparams is not None else None
+def quantized_weights(graph: Graph, node: Node) -> tuple[str, ...]:
+    """Names of the int8 weights of a node; recurrent layers have two."""
+    spec = get(node.op)
+    positions = spec.weights or (() if spec.weight is None else (spec.weight,))
+    names = (node.inputs[position] for position in positions if position < len(node.inputs))
+    return tuple(name for name in names if name in graph.initializers and graph.values[name].qparams is not None)
 
 
 def compare(

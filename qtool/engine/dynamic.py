@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from qtool.engine.requantize import F32, Arithmetic, Floats, fused_multiply_add
@@ -9,6 +11,15 @@ from qtool.ir import Array, QParams
 
 SMALL_SCALE = F32(6.1e-5)
 """PyTorch's ``SMALL_SCALE_THRESHOLD``: the smallest normal number of float16, about."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How activations are quantized, and products brought to float."""
+
+    arithmetic: Arithmetic
+    reduce_range: bool
+    row_wise: bool
 
 
 def choose_qparams(low: np.float32, high: np.float32, reduce_range: bool) -> tuple[np.float32, int]:
@@ -61,15 +72,16 @@ def quantize_rows(x: Floats, reduce_range: bool, row_wise: bool) -> tuple[Array,
 def linear_dynamic(
     arithmetic: Arithmetic, x: tuple[Array, Floats], weight: tuple[Array, QParams], bias: Array | None
 ) -> Floats:
-    """(rows, outputs) float32 from ``quantize_rows`` and a stored weight with its parameters.
-
-    FBGEMM multiplies and adds the bias with one rounding, QNNPACK with two.
-    """
+    """(rows, outputs) float32 from ``quantize_rows`` and a stored weight with its parameters."""
     centred, scale = x
     stored, qparams = weight
     products = centred @ (stored.astype(np.float64) - qparams.zero_point.astype(np.float64)[:, None]).T
-    multiplier = scale * qparams.scale
-    sums = products.astype(np.float32)
+    return finish_rows(arithmetic, products.astype(np.float32), scale * qparams.scale, bias)
+
+
+def finish_rows(arithmetic: Arithmetic, sums: Floats, multiplier: Floats, bias: Array | None) -> Floats:
+    """Integer sums (rows, outputs) to numbers; FBGEMM multiplies and adds the bias with one rounding, QNNPACK with
+    two."""
     if bias is None:
         return np.asarray(sums * multiplier)
     if arithmetic is Arithmetic.FLOAT_BIAS:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qtool.engine import dynamic, int8
+from qtool.engine import dynamic, int8, recurrent
 from qtool.engine.control import run_control
 from qtool.engine.int8 import Call, Operand
 from qtool.engine.int8_pool import POOLS
@@ -102,6 +102,8 @@ def _run(
     spec, attrs = get(node.op), attrs_of(node)
     if node.op == "linear_dynamic":
         return (_linear_dynamic(graph, attrs, inputs),)
+    if node.op in recurrent.KINDS:
+        return recurrent.recurrent(node.op, arithmetic_of(graph.backend), attrs, inputs)
     quantized = tuple(q for q in outputs if q is not None)
     if quantized:
         call = Call(spec, attrs, arithmetic_of(graph.backend), inputs, quantized)

@@ -64,7 +64,7 @@ class OpSpec:
     dynamic_of: str = ""
     """The float operator that this one is with its activations quantized at run time."""
     weights: tuple[int, ...] = ()
-    """Positions of all inputs that are weights, where there are several."""
+    """Positions of the inputs that are weights, where there are several and ``weight`` is None."""
     empty: bool = False
     """Whether tensors without elements are taken and made."""
     bodies: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import dataclasses
 
 from qtool.ops.registry import OpSpec, all_ops
 
-BORDERS = {"quantize": "float to int8", "dequantize": "int8 to float", "linear_dynamic": "dynamic"}
+BORDERS = {"quantize": "float to int8", "dequantize": "int8 to float"}
 HEADER = ("Operator", "Inputs", "Attributes", "ONNX", "int8", "Kernel")
 
 
@@ -34,6 +34,8 @@ def _attribute(field: dataclasses.Field[object]) -> str:
 def _rule(spec: OpSpec) -> str:
     if spec.name in BORDERS:
         return BORDERS[spec.name]
+    if spec.dynamic_of:
+        return "dynamic"
     if spec.rule is None:
         return "float"
     if spec.fixed is not None:

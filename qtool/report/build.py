@@ -14,6 +14,7 @@ from qtool.analysis.compare import Pair, compare_weights
 from qtool.engine.overflow import check_accumulators
 from qtool.ir import Graph, Node
 from qtool.ops import get
+from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.calibrate import Calibrated
 from qtool.recipe.schema import Recipe
@@ -95,12 +96,13 @@ def _layer(calibrated: Calibrated, lowered: Graph, node: Node) -> Layer:
 
 
 def _weight_bytes(lowered: Graph, node: Node, *, quantized: bool) -> int:
-    position = get(node.op).weight
-    if position is None or position >= len(node.inputs):
-        return 0
-    name = quantized_name(node.inputs[position]) if quantized else node.inputs[position]
-    array = lowered.initializers.get(name)
-    return array.nbytes if array is not None else 0
+    """Of all weights of a layer; recurrent ones have two."""
+    twin = dynamic_twin(node.op)
+    spec = twin if twin is not None and twin.weights else get(node.op)
+    positions = spec.weights or (() if spec.weight is None else (spec.weight,))
+    names = [node.inputs[position] for position in positions if position < len(node.inputs)]
+    arrays = (lowered.initializers.get(quantized_name(name) if quantized else name) for name in names)
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _gates(recipe: Recipe, measured: Measured) -> tuple[Gate, ...]:
