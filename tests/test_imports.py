@@ -30,6 +30,7 @@ OUTSIDE = {
     "ctypes": {"native"},
     "numpy": set(LEVEL) - {"errors", "recipe"},
     "torch": {"frontends"},
+    "onnxruntime": {"analysis"},
     "onnx": {"frontends", "exporters"},
     "PIL": {"quantize"},
 }
