@@ -23,7 +23,7 @@ constexpr Row<const QconvKernel*> kRows[] = {
 
 // The panels of a chunk are to stay in the L2 cache beside its pixels, which are walked once a panel.
 constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kChunkRows = 192, kLeastChunks = 8;
+constexpr int64_t kChunkPixels = 192, kLeastChunks = 8, kMostPieces = 1 << 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -114,7 +114,7 @@ Qconv::Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const
 
 void Qconv::cut_pieces() {
   for (size_t r = 0; r < regions_.size(); r++) {
-    const int64_t pixels = regions_[r].pixels(), parts = ceil_div(pixels, kChunkRows);
+    const int64_t pixels = regions_[r].pixels(), parts = std::min(ceil_div(pixels, kChunkPixels), kMostPieces);
     for (int64_t part = 0; part < parts; part++) {
       const int64_t first = part_begin(pixels, parts, part), end = part_begin(pixels, parts, part + 1);
       pieces_.push_back({&regions_[r], taken_[r].data(), static_cast<int64_t>(r), first, end - first});
@@ -126,10 +126,10 @@ void Qconv::cut_pieces() {
 
 // Panels share a chunk while their weights fit the cache together, pixels as many as make finding them cheap.
 void Qconv::cut_chunks() {
-  int64_t pixels = kChunkRows;
+  int64_t pixels = kChunkPixels;
   for (size_t p = 0; p < pieces_.size(); p++) {
     pixels += pieces_[p].count;
-    if (pixels <= kChunkRows) continue;
+    if (pixels <= kChunkPixels) continue;
     chunk_begins_.push_back(p);
     pixels = pieces_[p].count;
   }

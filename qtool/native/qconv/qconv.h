@@ -10,8 +10,9 @@
 //   o  output channel; a group's channels are a product of their own
 //
 // a is never built: each pixel has a pointer a tap, to its input bytes, or to a row of x_zero for taps outside of the
-// picture. A tap is walked in steps of 4 bytes; the weights of what is read past its end are 0 (so up to 3 bytes past
-// the input's own end are read, see QT_SLACK). Weights are packed in panels of `columns` channels, the last panel of a
+// picture. Taps that all pixels of a region see outside are left out, in the sums and in their start (regions.h). A tap
+// is walked in steps of 4 bytes; the weights of what is read past its end are 0 (so up to 3 bytes past the input's own
+// end are read, see QT_SLACK). Weights are packed in panels of `columns` channels, the last panel of a
 // group rounded up to `step` channels and filled with zeros. An element of a panel for k = 4*s + j and channel c is
 //   element_bytes 1  int8   [s][c][j]
 //   element_bytes 2  int16  [s][c / step][j % 2][c % step][j / 2]    even and odd bytes apart, for 16-bit products
