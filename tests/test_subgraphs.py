@@ -264,7 +264,7 @@ def test_a_hostile_body_is_refused(case, tmp_path):
     save(sample(), tmp_path / "g.npz")
     change, message = HOSTILE[case]
     (tmp_path / "h.npz").write_bytes(repacked(tmp_path / "g.npz", change))
-    with pytest.raises(ModelError, match="h.npz: ") as caught:
+    with pytest.raises(ModelError, match=r"h\.npz: ") as caught:
         load(tmp_path / "h.npz")
     assert message in str(caught.value)
 
