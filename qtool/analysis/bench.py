@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qtool.analysis.cost import cost_of
+from qtool.analysis.cost import cost_of, macs_of
 from qtool.analysis.evaluate import EngineOptions
 from qtool.analysis.latency import Timing, random_feeds, time_interleaved
+from qtool.analysis.peers import open_peer
 from qtool.engine.session import Session
 from qtool.engine.shapes import concrete_shapes
 from qtool.ir import Array, Graph
@@ -18,6 +19,7 @@ from qtool.recipe.presets import get_default_qconfig
 from qtool.recipe.schema import Backend, Mode, ObserverConfig, QConfig
 
 SCHEMA = "qtool.bench/1"
+OURS = "qtool"
 CALIBRATION_BATCHES = 2
 JOIN = " + "
 """What a session's profile puts between the names of nodes that run as one."""
@@ -32,15 +34,18 @@ class BenchOptions:
     seconds: float = 1.0
     warmup: int = 5
     per_op: bool = False
+    peers: tuple[str, ...] = ()
+    """Other engines to run the same models in, see ``peers.PEERS``."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One model of a comparison. ``source`` is the file, or "quantized here"."""
+    """One model in one engine. ``source`` is the file, or "quantized here"; ``engine`` is "qtool" or a peer's name."""
 
     source: str
     precision: str
     graph: Graph
+    engine: str = OURS
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,13 @@ class OperatorRow:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """Latencies of one contender. ``speedup`` is the median of the first float contender over this one's."""
+    """Latencies of one contender. ``speedup`` is the median of the first float contender over this one's.
+
+    For a peer ``isa`` is "", and ``share`` is qtool's least time over the peer's for the same model; None for qtool.
+    """
 
     source: str
+    engine: str
     precision: str
     backend: str
     isa: str
@@ -73,6 +82,7 @@ class BenchRow:
     p90_ms: float
     runs: int
     speedup: float | None
+    share: float | None
     gops: float
     fallbacks: Mapping[str, str]
     operators: tuple[OperatorRow, ...] = ()
@@ -131,23 +141,41 @@ def run_bench(
 
     DataError where a model does not take the batch.
     """
-    sessions = [engine.session(contender.graph) for contender in group]
-    feeds = [random_feeds(contender.graph, options.batch) for contender in group]
-    runs = [_runner(session, given) for session, given in zip(sessions, feeds, strict=True)]
+    everyone = [*group, *(replace(contender, engine=peer) for peer in options.peers for contender in group)]
+    opened = [_open(contender, options.batch, engine) for contender in everyone]
     timings = time_interleaved(
-        runs,
+        [model.run for model in opened],
         seconds=options.seconds,
         warmup=options.warmup,
         progress=None if progress is None else lambda share: progress(round(100 * share)),
     )
-    base = next((t.median for c, t in zip(group, timings, strict=True) if c.precision == "float32"), None)
+    base = next((t.median for c, t in zip(everyone, timings, strict=True) if c.precision == "float32"), None)
+    own = {id(model.contender.graph): t.minimum for model, t in zip(opened, timings, strict=True) if model.session}
     rows = []
-    for contender, session, timing, given in zip(group, sessions, timings, feeds, strict=True):
-        row = _row(contender, session, timing, given)
-        rounds = max(1, min(50, int(options.seconds / timing.minimum)))
-        operators = profile_operators(session, given, rounds) if options.per_op else ()
-        rows.append(replace(row, speedup=base / timing.median if base else None, operators=operators))
+    for model, timing in zip(opened, timings, strict=True):
+        speedup = base / timing.median if base else None
+        share = None if model.session else own[id(model.contender.graph)] / timing.minimum
+        rows.append(replace(_row(model, timing, options), speedup=speedup, share=share))
     return BenchResult(group[0].graph.name, options.batch, engine.threads, tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A contender ready to run; ``session`` is None for a peer."""
+
+    contender: Contender
+    feeds: Mapping[str, Array]
+    run: Callable[[], object]
+    session: Session | None
+
+
+def _open(contender: Contender, batch: int, engine: EngineOptions) -> _Opened:
+    feeds = random_feeds(contender.graph, batch)
+    if contender.engine != OURS:
+        run = open_peer(contender.engine, contender.graph, engine.threads, contender.source)
+        return _Opened(contender, feeds, lambda: run(feeds), None)
+    session = engine.session(contender.graph)
+    return _Opened(contender, feeds, lambda: session.run(feeds), session)
 
 
 def profile_operators(session: Session, feeds: Mapping[str, Array], rounds: int = 10) -> tuple[OperatorRow, ...]:
@@ -179,24 +207,26 @@ def _operator(
     return OperatorRow(name, ops, kernel, 1e3 * seconds, seconds / total, rate, cost.bytes)
 
 
-def _runner(session: Session, feeds: Mapping[str, Array]) -> Callable[[], object]:
-    return lambda: session.run(feeds)
-
-
-def _row(contender: Contender, session: Session, timing: Timing, feeds: Mapping[str, Array]) -> BenchRow:
-    shapes = concrete_shapes(session.graph, {name: array.shape for name, array in feeds.items()})
+def _row(model: _Opened, timing: Timing, options: BenchOptions) -> BenchRow:
+    contender, session = model.contender, model.session
+    graph = contender.graph if session is None else session.graph
+    shapes = concrete_shapes(graph, {name: array.shape for name, array in model.feeds.items()})
+    rounds = max(1, min(50, int(options.seconds / timing.minimum)))
     return BenchRow(
-        contender.source,
-        contender.precision,
-        contender.graph.backend,
-        session.isa or "NumPy",
-        1e3 * timing.minimum,
-        1e3 * timing.median,
-        1e3 * timing.p90,
-        len(timing.seconds),
-        None,
-        2e-9 * cost_of(session.graph, session.graph.nodes, shapes).macs / timing.median,
-        dict(session.fallbacks),
+        source=contender.source,
+        engine=contender.engine,
+        precision=contender.precision,
+        backend=contender.graph.backend,
+        isa="" if session is None else session.isa or "NumPy",
+        min_ms=1e3 * timing.minimum,
+        median_ms=1e3 * timing.median,
+        p90_ms=1e3 * timing.p90,
+        runs=len(timing.seconds),
+        speedup=None,
+        share=None,
+        gops=2e-9 * sum(macs_of(node, shapes) for node in graph.nodes) / timing.median,
+        fallbacks={} if session is None else dict(session.fallbacks),
+        operators=profile_operators(session, model.feeds, rounds) if session is not None and options.per_op else (),
     )
 
 

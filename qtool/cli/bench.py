@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qtool.analysis.bench import BenchResult, BenchRow
 
 DEFAULTS = ("zoo:resnet18", "zoo:mobilenet_v2")
+PEERS = ("onnxruntime",)
 
 
 @click.command("bench")
@@ -29,6 +30,13 @@ DEFAULTS = ("zoo:resnet18", "zoo:mobilenet_v2")
 @click.option(
     "--seconds", type=click.FloatRange(0, 3600, min_open=True), default=2.0, show_default=True, help="For each row."
 )
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(PEERS),
+    help="Run the same models there too, in turns; needs the extra peers.",
+)
 @click.option("--per-op", is_flag=True, help="Time of every operator as well.")
 @click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Operators shown; 0 for all.")
 @shared_options
@@ -37,13 +45,16 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
 
     A float MODEL is also quantized with the backend's default qconfig, calibrated on random inputs: right for timing,
     and for nothing else. Models of one name, such as a float file and what was quantized from it, are run in turns.
-    Inputs are random; sizes other than the batch that are only known at run time are 128.
+    Inputs are random; sizes other than the batch that are only known at run time are 128. With --peer, models go there
+    as ONNX files (quantized ones as QDQ); "of peer" is qtool's least time over the peer's.
 
     \b
     Examples:
       qtool bench --backend qnnpack
       qtool bench float.npz quant.npz --threads 2 --batch 16
       qtool bench zoo:resnet18 --per-op
+      qtool bench model.onnx --peer onnxruntime
+      qtool bench zoo:resnet18 --peer onnxruntime
     """
     from qtool.analysis.bench import SCHEMA, BenchOptions, contenders, run_bench
     from qtool.pipeline import load_model
@@ -54,7 +65,9 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
         for done, model in enumerate(models or DEFAULTS, 1):
             loaded.append((model, load_model(model)))
             progress(done)
-    wanted = BenchOptions(Backend(backend), options["batch"], options["seconds"], per_op=options["per_op"])
+    wanted = BenchOptions(
+        Backend(backend), options["batch"], options["seconds"], per_op=options["per_op"], peers=options["peers"]
+    )
     engine, results = shared.engine, []
     for group in contenders(loaded, wanted.backend, engine):
         with shared.progress(f"time {group[0].graph.name}", 100) as progress:
@@ -70,9 +83,12 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
 def _tables(result: BenchResult, top: int) -> list[RenderableType]:
     from qtool.cli.render import line, plural, some, table
 
-    columns = ("", "min ms", "median ms", "p90 ms", "GOP/s", "speed-up", "model")
+    columns: tuple[str, ...] = ("", "min ms", "median ms", "p90 ms", "GOP/s", "speed-up", "of peer", "model")
     title = f"{result.model}: {plural(result.threads, 'thread')}, batch {result.batch}, {result.rows[0].isa}"
-    parts: list[RenderableType] = [table(title, columns, map(_cells, result.rows), numeric=(1, 2, 3, 4, 5)), ""]
+    cells = [_cells(row) for row in result.rows]
+    if all(row.share is None for row in result.rows):
+        columns, cells = (*columns[:6], columns[7]), [(*row[:6], row[7]) for row in cells]
+    parts: list[RenderableType] = [table(title, columns, cells, numeric=range(1, len(columns) - 1)), ""]
     for row in result.rows:
         if row.fallbacks and row.isa != "NumPy":
             text = f"{row.precision}: {some(tuple(row.fallbacks))}: no native kernel, so the NumPy reference runs there"
@@ -83,9 +99,10 @@ def _tables(result: BenchResult, top: int) -> list[RenderableType]:
 
 
 def _cells(row: BenchRow) -> tuple[object, ...]:
-    name = f"{row.precision} {row.backend}".rstrip()
+    name = f"{row.precision} {row.backend if row.engine == 'qtool' else row.engine}".rstrip()
     times = [f"{ms:.3f}" for ms in (row.min_ms, row.median_ms, row.p90_ms)]
-    return name, *times, f"{row.gops:.1f}", "-" if row.speedup is None else f"{row.speedup:.2f}", row.source
+    speedup, share = ("-" if ratio is None else f"{ratio:.2f}" for ratio in (row.speedup, row.share))
+    return name, *times, f"{row.gops:.1f}", speedup, share, row.source
 
 
 def _operators(row: BenchRow, top: int) -> RenderableType:
