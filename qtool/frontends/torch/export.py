@@ -20,13 +20,13 @@ def export(module: torch.nn.Module, example: tuple[Any, ...], dynamic_batch: boo
     if dynamic_batch:
         batch = _batch_of(example)
         example = pytree.tree_map(lambda leaf: _enlarged(leaf, batch), example)
-        shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, max(batch, LEAST_BATCH)), example)
+        shapes = _shapes(example, max(batch, LEAST_BATCH)).dynamic_shapes(module, example)
     try:
         with torch.no_grad():
             program = torch.export.export(module, example, dynamic_shapes=shapes)
     except Exception as error:  # whatever the module's own code raises
         hint = "; with dynamic_batch=False the batch stays that of the example" if dynamic_batch else ""
-        text = f"{type(error).__name__}: {str(error)[:MOST_TEXT]}"
+        text = f"{type(error).__name__}: {str(error).strip().partition(chr(10) * 2)[0][:MOST_TEXT]}"
         raise ModelError(f"torch.export cannot export {type(module).__name__}{hint}: {text}") from error
     if dynamic_batch and not _has_dynamic_size(program):
         raise ModelError(
@@ -52,8 +52,12 @@ def _enlarged(leaf: Any, batch: int) -> Any:
     return torch.cat([leaf] * LEAST_BATCH) if batch == 1 and _is_batched(leaf, batch) else leaf
 
 
-def _dynamic(leaf: Any, batch: int) -> Any:
-    return {0: torch.export.Dim.AUTO} if _is_batched(leaf, batch) else None
+def _shapes(example: Any, batch: int) -> Any:
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf in pytree.tree_leaves(example):
+        if _is_batched(leaf, batch):
+            shapes[leaf] = {0: torch.export.Dim.AUTO}
+    return shapes
 
 
 def _has_dynamic_size(program: Any) -> bool:

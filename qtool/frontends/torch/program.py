@@ -125,7 +125,8 @@ class Importer:
             return
         try:
             if getattr(node.target, "__name__", "") == "getitem":
-                self._known[node.name] = self._item(node)
+                if node.users:
+                    self._known[node.name] = self._item(node)
             elif name not in TABLE:
                 raise Unsupported("it is not known")
             else:
@@ -223,7 +224,7 @@ class Importer:
         more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         return "\n".join(
             [
-                f"the model has {len(self._problems)} operators that cannot be converted:",
+                f"operators that cannot be converted: {len(self._problems)}",
                 *lines[:SHOWN],
                 *more,
                 "Write these modules with other operators, or leave them out of the exported module.",

@@ -53,6 +53,16 @@ def _turned(call: Call, x: Known, first: int, second: int) -> Known:
     return call.emit("transpose", [x], dim0=first, dim1=second)
 
 
+def matrix_turn(call: Call) -> Known:
+    """``mT``: the last two axes change places."""
+    return _turned(call, call.x(), -2, -1)
+
+
+def reverse(call: Call) -> Known:
+    """``T``: all axes backwards."""
+    return call.emit("permute", [call.x()], dims=tuple(range(call.x().rank))[::-1])
+
+
 def squeeze(call: Call) -> Known:
     """Only axes of size 1 are dropped; torch has looked which are."""
     x = call.x()
@@ -171,6 +181,47 @@ def roll(call: Call) -> Known:
     return x
 
 
+def slice_scatter(call: Call) -> Known:
+    """x with x[start:end] along one axis replaced: what functional programs make of an assignment."""
+    x, source = call.x(), call.x("src")
+    axis, size = call.integer("dim", 0), call.x().shape[call.integer("dim", 0)]
+    start, end = call.integer("start", 0), min(call.integer("end", TO_THE_END), TO_THE_END)
+    if call.integer("step", 1) != 1:
+        raise Unsupported("it writes to every second or later element")
+    if x.shape == source.shape:
+        return call.cast(source, x.dtype)
+    if not isinstance(size, int):
+        raise Unsupported("the size of the axis it writes to depends on the input")
+    start, end, _ = slice(start, end).indices(size)
+    return _replaced(call, source, axis, (start, end))
+
+
+def select_scatter(call: Call) -> Known:
+    """x with x[index] along one axis replaced."""
+    axis, size = call.integer("dim"), call.x().shape[call.integer("dim")]
+    if not isinstance(size, int):
+        raise Unsupported("the size of the axis it writes to depends on the input")
+    index = call.integer("index") % size
+    return _replaced(call, call.helper("unsqueeze", [call.x("src")], dim=axis), axis, (index, index + 1))
+
+
+def _replaced(call: Call, source: Known, axis: int, span: tuple[int, int]) -> Known:
+    x = call.x()
+    parts = [call.cast(source, x.dtype)]
+    if span[0] > 0:
+        parts.insert(0, call.helper("slice", [x], dim=axis, start=0, end=span[0]))
+    if span[1] < int(x.shape[axis]):
+        parts.append(call.helper("slice", [x], dim=axis, start=span[1]))
+    return call.emit("cat", parts, dim=axis) if len(parts) > 1 else parts[0]
+
+
+def copy(call: Call) -> Known:
+    """The numbers of ``src`` in the shape and type of x."""
+    source, (dtype, shape) = call.x("src"), call.output()
+    source = call.cast(source, dtype)
+    return source if source.shape == shape else call.emit("expand", [source, call.vector(call.result.shape)])
+
+
 # look-up
 
 
@@ -271,6 +322,18 @@ def upsample(mode: str, nearest_mode: str = "floor") -> Convert:
         return call.emit("resize", [x, None, None, sizes], **more)
 
     return convert
+
+
+def grid_sample(call: Call) -> Known:
+    """torch counts the modes."""
+    modes, paddings = ("linear", "nearest", "cubic"), ("zeros", "border", "reflection")
+    return call.emit(
+        "grid_sample",
+        [call.x("input"), call.x("grid")],
+        mode=modes[call.integer("interpolation_mode", 0)],
+        padding_mode=paddings[call.integer("padding_mode", 0)],
+        align_corners=bool(call.get("align_corners", False)),
+    )
 
 
 def einsum(call: Call) -> Known:
