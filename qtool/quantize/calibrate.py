@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -13,6 +13,7 @@ from qtool.errors import DataError, QtoolError, QuantizationError
 from qtool.ir import Array, Node, QParams
 from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
+from qtool.quantize.bias_correction import ChannelMeans, Means
 from qtool.quantize.observers import Observer, make_observer
 from qtool.quantize.prepare import Prepared, quantized_weights
 from qtool.recipe.observers import OBSERVERS
@@ -40,6 +41,8 @@ class Calibrated:
     ranges: Mapping[str, Range]
     samples: int
     warnings: tuple[str, ...]
+    means: Means = field(default_factory=dict)
+    """What the layers whose biases are to be corrected read, on average."""
 
 
 def calibrate(
@@ -64,10 +67,10 @@ def calibrate(
         if observer is not None
         for name in group.values
     }
-    samples = 0
+    samples, means = 0, ChannelMeans(prepared)
     if by_value:
-        session = Session(prepared.graph.with_outputs(_computed(prepared)), threads=threads, isa=isa)
-        samples = _observe(prepared, session, by_value, batches, progress)
+        session = Session(prepared.graph.with_outputs(_computed(prepared, means)), threads=threads, isa=isa)
+        samples = _observe(prepared, session, (by_value, means), batches, progress)
     activations, ranges = _activation_qparams(prepared, observers)
     weights = _weight_qparams(prepared)
     warnings = [*_warnings(prepared, activations), *_weight_warnings(prepared, weights)]
@@ -78,6 +81,7 @@ def calibrate(
         MappingProxyType(ranges),
         samples,
         tuple(warnings),
+        means.means(),
     )
 
 
@@ -96,21 +100,24 @@ def _check_parameters(prepared: Prepared) -> None:
                 )
 
 
-def _computed(prepared: Prepared) -> tuple[str, ...]:
+def _computed(prepared: Prepared, means: ChannelMeans) -> tuple[str, ...]:
     """The observed values that the session has to give (inputs are at hand already)."""
-    return tuple(name for name in prepared.observed if name not in prepared.graph.inputs)
+    wanted = dict.fromkeys((*prepared.observed, *means.axes))
+    return tuple(name for name in wanted if name not in prepared.graph.inputs)
 
 
 def _observe(
     prepared: Prepared,
     session: Session,
-    observers: Mapping[str, Observer],
+    into: tuple[Mapping[str, Observer], ChannelMeans],
     batches: Iterable[Mapping[str, Array]],
     progress: Progress | None,
 ) -> int:
-    samples = 0
+    samples, (observers, means) = 0, into
     for feeds in batches:
         outputs = session.run(feeds)
+        for name in means.axes:
+            means.observe(name, feeds[name] if name in feeds else outputs[name])
         for name in prepared.observed:
             _observe_value(prepared, observers[name], name, feeds[name] if name in feeds else outputs[name])
         samples += len(next(iter(feeds.values())))

@@ -9,6 +9,7 @@ from qtool.engine.overflow import check_accumulators
 from qtool.ir import Graph, Json, Node, QParams, Value, remake
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
+from qtool.quantize.bias_correction import correct_biases
 from qtool.quantize.calibrate import Calibrated
 from qtool.quantize.prepare import Prepared, quantized_weights
 from qtool.recipe.schema import Backend
@@ -25,6 +26,7 @@ def convert(calibrated: Calibrated, *, debug: bool = False, meta: Mapping[str, J
     own is quantized where a static layer reads it. Graph inputs and outputs stay float32 and keep their names. Raises
     QuantizationError, naming the layer, where an int32 accumulator could overflow.
     """
+    calibrated = _with_corrected_biases(calibrated)
     prepared = calibrated.prepared
     explicit = _explicit(calibrated)
     recorded = {**prepared.graph.meta, **(meta or {}), "debug": debug, "fusion": prepared.fusion.to_json()}
@@ -32,6 +34,11 @@ def convert(calibrated: Calibrated, *, debug: bool = False, meta: Mapping[str, J
     lowered = lower_qdq(explicit)
     check_accumulators(lowered)
     return explicit if debug else lowered
+
+
+def _with_corrected_biases(calibrated: Calibrated) -> Calibrated:
+    graph = correct_biases(calibrated.prepared, calibrated.weights, calibrated.means)
+    return replace(calibrated, prepared=replace(calibrated.prepared, graph=graph))
 
 
 @dataclass(frozen=True)

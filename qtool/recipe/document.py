@@ -59,6 +59,7 @@ QCONFIG = Table(
             "activation": Key(OBSERVER, "the observer of a layer's output; parts left out are filled in"),
             "weight": Key(OBSERVER, "the observer of a layer's weight; parts left out are filled in"),
             "single_rounding": Key(Flag(), "add residuals before the one rounding (more accurate, not PyTorch's bits)"),
+            "bias_correction": Key(Flag(), "take the mean error of rounded weights off the biases (not PyTorch's)"),
             "mode": Key(Choice(LAYER_MODES), "how these layers are quantized, whatever the recipe's mode; null: float"),
         }
     )

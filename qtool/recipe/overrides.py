@@ -6,7 +6,8 @@
     --set qconfig_dict.=accurate                        the rule "" (everything)
     --set qconfig_dict.layer1.0.conv1=null              all that follows qconfig_dict. is one key, dots included
     --set qconfig_dict.layer1.0.conv1.weight.observer=min_max
-                                                        ... but for a last activation, weight, preset, single_rounding
+                                                        ... but for a last activation, weight, preset, single_rounding,
+                                                        bias_correction
     --set 'qconfig_dict."block.weight"=null'            any part of a path may be quoted to be taken as it is
 
 Relative paths start at the current folder, not at the recipe's.
@@ -24,7 +25,9 @@ from qtool.recipe.items import Item
 from qtool.recipe.yamlfile import parse
 
 _PART = re.compile(r'"([^"]*)"|([^."=]*)')
-_RULE = re.compile(r"(?P<key>.*?)(?:\.(?P<inner>(?:activation|weight)(?:\.\w+)?|preset|single_rounding))?")
+_RULE = re.compile(
+    r"(?P<key>.*?)(?:\.(?P<inner>(?:activation|weight)(?:\.\w+)?|preset|single_rounding|bias_correction))?"
+)
 _RULES = "qconfig_dict"
 
 

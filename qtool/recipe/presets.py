@@ -30,7 +30,7 @@ _QAT_WEIGHT_PER_CHANNEL = replace(
 )
 
 # The preset `accurate` is tuned here and nowhere else.
-_ACCURATE = QConfig(ObserverConfig("mse"), _WEIGHT_PER_CHANNEL, single_rounding=True)
+_ACCURATE = QConfig(ObserverConfig("mse"), _WEIGHT_PER_CHANNEL, single_rounding=True, bias_correction=True)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "accurate": Preset(_ACCURATE, "8-bit activations of least squared error, per-channel weights, one rounding"),
+        "accurate": Preset(
+            _ACCURATE, "8-bit activations of least squared error, per-channel weights, one rounding, biases corrected"
+        ),
         "fbgemm": Preset(
             QConfig(_HISTOGRAM_REDUCED, _WEIGHT_PER_CHANNEL),
             "7-bit histogram activations, per-channel weights",

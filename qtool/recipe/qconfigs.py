@@ -32,6 +32,7 @@ def read_qconfig(item: Item, name: str, mode: Mode, backend: Backend) -> QConfig
             filled(base.weight, given.get("weight", {})),
             given.get("single_rounding", base.single_rounding),
             own or base.mode,
+            given.get("bias_correction", base.bias_correction),
         )
     else:
         qconfig = get_preset(PRESET.read(item, name))
@@ -98,6 +99,7 @@ def plain_qconfig(qconfig: QConfig | None) -> dict[str, Any] | None:
         "activation": plain_observer(qconfig.activation),
         "weight": plain_observer(qconfig.weight),
         "single_rounding": qconfig.single_rounding,
+        "bias_correction": qconfig.bias_correction,
     }
     return plain if qconfig.mode is None else {**plain, "mode": qconfig.mode.value}
 
