@@ -157,12 +157,14 @@ def conv_reference(
     attrs: ConvAttrs, x: Array, weight: Array, bias: Array | None = None, residual: Array | None = None
 ) -> tuple[Array, ...]:
     padded = geometry.pad(x, attrs.padding, attrs.padding_mode)
+    if x.dtype == np.float16:  # summed up in float32 and rounded once, as everywhere
+        padded, weight = padded.astype(np.float32), weight.astype(np.float32)
     y = convolve(padded, weight, attrs.stride, attrs.dilation, attrs.groups)
     if bias is not None:
         y += bias.reshape(-1, *([1] * len(attrs.stride)))
     if residual is not None:
         y += residual
-    return (activate(y, attrs.activation, attrs.clamp),)
+    return (np.asarray(activate(y, attrs.activation, attrs.clamp), x.dtype),)
 
 
 for _name, _attrs in (("conv1d", Conv1dAttrs), ("conv2d", Conv2dAttrs)):
