@@ -109,7 +109,7 @@ def outcome(case: Case) -> str:
 
 
 def _run(graph, fed, inputs):
-    feeds = {name: np.asarray(array) for name, array in zip(fed, inputs, strict=False)}
+    feeds = {name: _array(item) for name, item in zip(fed, inputs, strict=False)}
     try:
         results = run(graph, {name: feeds[name] for name in graph.inputs if name in feeds})
     except (DataError, EngineError) as error:
@@ -117,8 +117,12 @@ def _run(graph, fed, inputs):
     return [results[name] for name in graph.outputs]
 
 
+def _array(item):
+    return numpy_helper.to_array(item) if isinstance(item, onnx.TensorProto) else np.asarray(item)
+
+
 def difference(got, expected, case: Case) -> str:
-    expected = np.asarray(expected)
+    expected = _array(expected)
     if got.dtype != expected.dtype or got.shape != expected.shape:
         return f"{got.dtype}{got.shape} instead of {expected.dtype}{expected.shape}"
     if expected.dtype == object:

@@ -105,7 +105,10 @@ def _transposed_padding(
         size = _known(call.x().shape[2 + axis])
         full = (size - 1) * stride[axis] + extent(kernel[axis], dilation[axis]) + extra[axis]
         total = full - (wanted[axis] if wanted else size * stride[axis])
-        half = total // 2 if total >= 0 else -(-total // 2)
+        if total < 0:  # what is missing comes behind, as output padding
+            pairs.append((0, total))
+            continue
+        half = total // 2
         pairs.append((half, total - half) if mode == "SAME_UPPER" else (total - half, half))
     return tuple(pairs)
 
@@ -293,7 +296,10 @@ def prelu(call: Call) -> Known:
     channel_shape = (x.shape[1], *([1] * (x.rank - 2))) if x.rank >= 2 else None
     if x.dtype is not DType.FLOAT32 or slope.array is None:
         return call.emit("prelu_broadcast", [x, slope])
-    if slope.array.size == 1 or slope.shape in (channel_shape, (1, *(channel_shape or ()))):
+    shapes = [channel_shape, (1, *(channel_shape or ()))]
+    if call.opset < 7:
+        shapes.append(x.shape[1:2])
+    if slope.array.size == 1 or slope.shape in shapes:
         flat = slope if slope.rank == 1 else constant_of(slope.array.reshape(-1), slope.hint)
         return call.emit("prelu", [x, flat])
     return call.emit("prelu_broadcast", [x, slope])

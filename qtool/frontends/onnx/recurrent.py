@@ -18,6 +18,8 @@ def recurrent(op: str, outputs: int) -> Convert:
         if not isinstance(hidden, int):
             raise ModelError("its recurrent weights have an unknown size")
         attrs = {**attrs_for(call, op), "hidden_size": int(hidden)}
+        if call.attr("activations") == call.defaults.get("activations"):
+            attrs["activations"] = ()  # the default that ONNX lists has those of two directions
         return call.emit_all(op, call.inputs, outputs, **attrs)
 
     return convert
