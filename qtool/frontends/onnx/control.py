@@ -13,15 +13,19 @@ from qtool.frontends.onnx.known import Known, Skipped, Unsupported
 from qtool.ir import Dim, DType, TensorType
 
 Outputs = list[tuple[str, Known]]
+_BRANCHES = ("then_branch", "else_branch")
 
 
 def convert_if(call: Call) -> Sequence[Known]:
     """A condition that is known picks its branch now; else both branches stay, with the same inputs."""
     condition = call.x()
-    protos = {name: call.attrs[name] for name in ("then_branch", "else_branch")}
+    protos = {name: call.attrs[name] for name in _BRANCHES}
     if condition.array is not None:
         chosen = protos["then_branch" if bool(condition.array.reshape(-1)[0]) else "else_branch"]
         return _inline(call, chosen)
+    squeezes = [name for name, other in (_BRANCHES, _BRANCHES[::-1]) if _is_squeeze(protos[name], protos[other])]
+    if squeezes:
+        return _inline(call, protos[squeezes[0]])
     branches = {name: _body(call, proto, []) for name, proto in protos.items()}
     captured = list(dict.fromkeys(name for body, _ in branches.values() for name in body.captured))
     for body, _ in branches.values():
@@ -29,6 +33,14 @@ def convert_if(call: Call) -> Sequence[Known]:
             body.capture(name)
     graphs = {name: body.finish(outputs, captured) for name, (body, outputs) in branches.items()}
     return call.body.emit("if", [condition, *_outer(call, captured)], {}, len(protos["then_branch"].output), graphs)
+
+
+def _is_squeeze(proto: Any, other: Any) -> bool:
+    """Whether this is how PyTorch writes ``x.squeeze(axis)`` for a size that it does not know: a Squeeze in one branch,
+    x itself in the other. The rank has to be known here, so the size is taken to be 1; at run time another is an error.
+    """
+    ops, rest = ([node.op_type for node in p.node if node.op_type != "Constant"] for p in (proto, other))
+    return ops == ["Squeeze"] and rest in ([], ["Identity"])
 
 
 def convert_loop(call: Call) -> Sequence[Known]:
