@@ -116,7 +116,7 @@ def bias(call: Call) -> str:
     steps = _integer_bias(array, scale)
     if steps is None:
         return call.x(2)
-    name = call.emitter.initializer(call.emitter.values.take(f"{call.node.inputs[2]}.q"), steps)
+    name = call.emitter.initializer(call.emitter.values.take(f"{call.node.inputs[2]}_quantized"), steps)
     qparams = QParams(scale, np.zeros(len(scale), np.int32), DType.INT32, None if weight.axis is None else 0)
     return call.emitter.dequantize(name, name, qparams)
 
