@@ -26,13 +26,12 @@ def scope_of(node: Any, parameters: Iterable[str]) -> str:
     recorded = next((p.value for p in getattr(node, "metadata_props", ()) if p.key == _TORCH_SCOPES), "")
     if recorded:
         return clean(_recorded_scope(recorded))
+    path = joined_path(node.name.split("/")[:-1])
     for name in parameters:
         found = _PARAMETER.match(name)
-        if found:
-            return clean(found["scope"])
-    if "/" in node.name:
-        return clean(joined_path(node.name.split("/")[:-1]))
-    return clean(node.name)
+        if found:  # what is called conv1.bias.corrected belongs to /conv1/Conv, not to a module conv1.bias
+            return clean(path if path and found["scope"].startswith(f"{path}.") else found["scope"])
+    return clean(path if "/" in node.name else node.name)
 
 
 def _recorded_scope(text: str) -> str:
