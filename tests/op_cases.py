@@ -347,7 +347,7 @@ def recurrent_dynamic(draw: Draw, op: str) -> Case:
     lengths = rng.integers(0, steps + 1, batch) if draw(st.booleans()) else None
     attrs: dict[str, Attr] = {"hidden_size": hidden, "direction": direction, "layout": layout}
     attrs.update(reduce_range=draw(st.booleans()), row_wise=draw(st.booleans()))
-    return Case(op, attrs, (x, *weights, bias, lengths), ())
+    return Case(op, attrs, (x, *weights, bias, lengths), (0,) if lengths is None or not layout else (0, 4))
 
 
 STRATEGIES: dict[Callable[[str], st.SearchStrategy[Case]], str] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qtool.engine.int8 import Call, Operand, accumulate_parameters
+from qtool.engine.int8_products import transposed_parameters, transposed_weight
 from qtool.engine.requantize import arithmetic_of, check_accumulator
 from qtool.ir import Graph, Node, QParams
 from qtool.ops import QuantRule, attrs_of, get
@@ -24,7 +25,10 @@ def _warnings(graph: Graph) -> Iterator[str]:
         weight = graph.initializers.get(node.inputs[1]) if len(node.inputs) > 1 else None
         if out is not None and weight is not None and get(node.op).rule is QuantRule.ACCUMULATE:
             call = _call(graph, node, out)
-            params = accumulate_parameters(call)
+            if node.op.startswith("conv_transpose"):
+                weight, params = transposed_weight(call).array, transposed_parameters(call)
+            else:
+                params = accumulate_parameters(call)
             yield from check_accumulator(node.scope or node.name, weight, call.input(0).params, params)
 
 

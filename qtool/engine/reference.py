@@ -11,13 +11,14 @@ from qtool.engine import dynamic, int8, recurrent
 from qtool.engine.control import run_control
 from qtool.engine.int8 import Call, Operand
 from qtool.engine.int8_pool import POOLS
+from qtool.engine.int8_products import PRODUCTS
 from qtool.engine.requantize import arithmetic_of
 from qtool.errors import DataError, EngineError
 from qtool.ir import Array, Graph, Node, QParams, Value
 from qtool.ops import attrs_of, get
 from qtool.ops.activation import activate
 
-DEFINITIONS = {**int8.INT8, **POOLS}
+DEFINITIONS = {**int8.INT8, **POOLS, **PRODUCTS}
 
 
 def run(graph: Graph, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from qtool.ops import geometry
 from qtool.ops.conv import LAYOUTS
 from qtool.ops.dims import UNKNOWN, known, need_float, need_integers, need_rank, need_shape, same_size, spell
 from qtool.ops.dynamic import as_ints, ints_of, sizes_of
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
 Types = tuple[TensorType, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -167,6 +167,10 @@ for _rank, _attrs in ((1, ConvTranspose1dAttrs), (2, ConvTranspose2dAttrs), (3, 
             inputs=("x", "weight", "bias?"),
             infer=conv_transpose_type,
             reference=conv_transpose,
+            rule=QuantRule.ACCUMULATE if _rank < 3 else None,
+            weight=1 if _rank < 3 else None,
+            bias=2,
+            channel_axis=1,
             onnx=("ConvTranspose",),
         )
     )

@@ -124,6 +124,7 @@ register(
         inputs=("a", "b"),
         infer=matmul_type,
         reference=lambda _, a, b: (np.asarray(np.matmul(a, b)),),
+        rule=QuantRule.FREE,
         onnx=("MatMul",),
     )
 )

@@ -139,6 +139,8 @@ def _why_not_static(graph: Graph, node: Node, quantized: set[str]) -> str:
     inputs = activation_inputs(graph, node)
     if not inputs or any(graph.values[name].type.dtype is not DType.FLOAT32 for name in (*inputs, *node.outputs)):
         return "it does not work on float32 activations"
+    if node.op == "matmul" and not graph.initializers.keys().isdisjoint(node.inputs):
+        return "one side of it is a constant, which a linear layer quantizes"
     if spec.rule is QuantRule.ACCUMULATE:
         return _why_not_constant(graph, node, _weights_of(node, dynamic=False))
     if spec.rule is QuantRule.SAME_AS_INPUT and not quantized.intersection(inputs):

@@ -1,0 +1,130 @@
+"""Quantized transposed convolutions and products of two activations; tests/peers has PyTorch's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from int8_cases import SEEDS, call_of, evaluate, graph_of
+from product_cases import conv_transpose, matmul
+
+import qtool
+from qtool.engine.int8_products import transposed_weight
+from qtool.engine.overflow import check_accumulators
+from qtool.errors import QuantizationError
+from qtool.ir import DType
+from qtool.ops import attrs_of, get
+from qtool.ops.builder import Builder
+from qtool.ops.check import check_types
+from qtool.quantize.prepare import PrepareOptions
+from qtool.recipe.presets import get_preset
+from qtool.recipe.schema import Backend
+
+
+def dequantized(case):
+    return [None if o is None else o.qparams.dequantize(o.array) if o.qparams else o.array for o in case.operands]
+
+
+def near_the_float_result(case):
+    """At most one step off the float operator on dequantized operands, and that seldom."""
+    attrs = attrs_of(graph_of(case).nodes[0])
+    floats = [None if a is None else a.astype(np.float64) for a in dequantized(case)]
+    (real,) = get(case.op).reference(attrs, *floats)
+    steps = np.rint(real / case.out.scale[0]) + case.out.zero_point[0]
+    low, high = case.out.limits
+    off = np.abs(evaluate(case).astype(int) - np.clip(steps, low, high))
+    assert off.max() <= 1
+    assert np.count_nonzero(off) <= max(2, off.size // 50)
+
+
+@settings(max_examples=60)
+@given(SEEDS)
+def test_matmul_rounds_the_exact_product(seed):
+    rng = np.random.default_rng(seed)
+    near_the_float_result(matmul(rng, str(rng.choice(["fbgemm", "qnnpack"])), DType(rng.choice(["uint8", "int8"]))))
+
+
+def test_deep_products_stay_exact():
+    """More than float32 can count: 2000 products of up to 255 * 255."""
+    case = matmul(np.random.default_rng(0), "fbgemm", inner=2000)
+    for operand in case.operands:
+        operand.array[:] = 255
+        operand.qparams.zero_point.setflags(write=True)
+        operand.qparams.zero_point[:] = 0
+    near_the_float_result(case)
+
+
+@settings(max_examples=60)
+@given(SEEDS)
+def test_conv_transpose_rounds_the_exact_sum(seed):
+    rng = np.random.default_rng(seed)
+    backend, rank = str(rng.choice(["fbgemm", "qnnpack"])), int(rng.integers(1, 3))
+    near_the_float_result(conv_transpose(rng, backend, rank, per_channel=bool(rng.integers(2))))
+
+
+def attention(seed: int = 0):
+    """Two projections, their product, an upsampling convolution."""
+    rng = np.random.default_rng(seed)
+    b = Builder("net")
+    x = b.input("x", ("N", 6, 8))
+    q, k = (b.node("linear", [x, b.param(f"{n}.w", rng.normal(size=(8, 8)).astype(np.float32))], n) for n in "qk")
+    scores = b.node("matmul", [q, b.node("transpose", [k], "kt", dim0=1, dim1=2)], "scores")
+    up = b.param("up.w", rng.normal(size=(6, 4, 3)).astype(np.float32))
+    return b.finish([b.node("conv_transpose1d", [scores, up], "up", stride=(2,), padding=((1, 1),))])
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_static_models_quantize_both(backend):
+    graph = attention()
+    rng = np.random.default_rng(1)
+    batches = [{"x": rng.normal(size=(4, 6, 8)).astype(np.float32)} for _ in range(4)]
+    options, rules = PrepareOptions(backend=Backend(backend)), {"": get_preset("onednn")}
+    results = [qtool.quantize(graph, rules, batches, options, debug=debug).graph for debug in (False, True)]
+    check_types(results[0])
+    ops = {node.op for node in results[0].nodes if results[0].values[node.outputs[0]].qparams}
+    assert ops == {"quantize", "linear", "transpose", "matmul", "conv_transpose1d"}
+    real = qtool.Session(graph).run(batches[0])["up"]
+    got, again = (qtool.Session(result).run(batches[0])["up"] for result in results)
+    np.testing.assert_array_equal(got, again)
+    assert np.linalg.norm(got - real) < 0.08 * np.linalg.norm(real)
+
+
+def test_per_channel_weights_of_transposed_convolutions_lie_along_the_second_axis():
+    batches = [{"x": np.random.default_rng(1).normal(size=(4, 6, 8)).astype(np.float32)}]
+    graph = qtool.quantize(attention(), {"": get_preset("fbgemm")}, batches).graph
+    qparams = graph.values["up.w.q"].qparams
+    assert (qparams.axis, qparams.scale.shape) == (1, (4,))
+    largest = np.abs(attention().initializers["up.w"]).max(axis=(0, 2))
+    np.testing.assert_array_equal(qparams.scale, largest / np.float32(127.5))
+
+
+def test_products_with_a_constant_stay_in_float():
+    b = Builder("net")
+    x = b.input("x", ("N", 8))
+    w = np.eye(8, dtype=np.float32)
+    y = b.node("matmul", [b.node("linear", [x, b.param("a.w", w)], "a"), b.param("m.w", w)], "m")
+    batches = [{"x": np.ones((2, 8), np.float32)}]
+    result = qtool.quantize(b.finish([y]), {"": get_preset("fbgemm")}, batches)
+    (fallback,) = result.calibrated.prepared.fallbacks
+    assert (fallback.node, "constant" in fallback.reason) == ("m", True)
+
+
+def test_groups_are_unfolded():
+    case = conv_transpose(np.random.default_rng(3), "fbgemm", 2, per_channel=True, groups=3)
+    call = call_of(case)
+    weight, stored = transposed_weight(call), case.operands[1].array
+    outputs = stored.shape[1]
+    assert weight.array.shape[:2] == (3 * outputs, len(stored) // 3)
+    per_group = len(stored) // 3
+    np.testing.assert_array_equal(weight.array[outputs + 0, 0], stored[per_group, 0])
+    np.testing.assert_array_equal(weight.params.scale, np.tile(case.operands[1].qparams.scale, 3))
+
+
+def test_an_accumulator_that_could_overflow_is_named():
+    b = Builder("net")
+    x = b.input("x", ("N", 70000, 1))
+    w = b.param("up.w", np.full((70000, 1, 1), 1.0, np.float32))
+    graph = b.finish([b.node("conv_transpose1d", [x, w], "up")])
+    with pytest.raises(QuantizationError, match="layer 'up': its int32 accumulator"):
+        qtool.quantize(graph, {"": get_preset("onednn")}, [{"x": np.ones((1, 70000, 1), np.float32)}])
+    assert check_accumulators(graph) == ()
