@@ -19,11 +19,24 @@ MAX_JSON = 1 << 28
 MAX_DEPTH = 60
 EXPRESSION = re.compile(r"[A-Za-z0-9_+\-*/(), <>=&|~]*")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SYMBOL = re.compile(r"[a-z]{1,3}[0-9]+|s|u|zf?|int_oo|oo|True|False")
+SYMBOL = re.compile(r"[a-z]{1,3}[0-9]+|int_oo|oo|True|False")
+QUOTED = re.compile(r"\bSymbol\('[A-Za-z_][A-Za-z0-9_]*'")
+ASSUMPTIONS = frozenset({"positive", "negative", "nonnegative", "nonzero", "integer", "real", "finite"})
 FUNCTIONS = frozenset(
     {
         "FloorDiv",
         "ModularIndexing",
+        "Symbol",
+        "Integer",
+        "Mul",
+        "Add",
+        "Pow",
+        "Equality",
+        "Unequality",
+        "StrictLessThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "GreaterThan",
         "Where",
         "PythonMod",
         "Mod",
@@ -75,9 +88,11 @@ def read_program(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.load(path)
+            program = torch.export.load(path)
     except Exception as error:  # torch raises anything for files that do not fit
         raise ModelError(f"torch.export cannot load it: {type(error).__name__}: {str(error)[:400]}") from error
+    program._guards_code = []  # Python text: qtool checks what it is fed by its own rules
+    return program
 
 
 def _look_over(archive: zipfile.ZipFile) -> None:
@@ -124,8 +139,9 @@ def _check_texts(item: Any, depth: int) -> None:
 
 def check_expression(text: Any) -> None:
     """Refuses what is not arithmetic on sizes: torch hands it to sympy, which evaluates it as Python."""
-    fits = isinstance(text, str) and EXPRESSION.fullmatch(text) is not None
-    if not fits or any(not SYMBOL.fullmatch(name) and name not in FUNCTIONS for name in NAME.findall(text)):
+    plain = QUOTED.sub("Symbol(", text) if isinstance(text, str) else "?"
+    names = [name for name in NAME.findall(plain) if name not in FUNCTIONS and name not in ASSUMPTIONS]
+    if not EXPRESSION.fullmatch(plain) or not all(map(SYMBOL.fullmatch, names)):
         raise ModelError(f"a size is written as {str(text)[:100]!r}; expected arithmetic on sizes")
 
 

@@ -177,6 +177,12 @@ class Call:
     def _size(self, expr: Any) -> Known:
         if isinstance(expr, int) or expr.is_Integer:
             return constant_of(np.array([int(expr)], np.int64))
+        if expr not in self.sizes.made:
+            self.sizes.made[expr] = self._computed(expr)
+        return self.sizes.made[expr]
+
+    def _computed(self, expr: Any) -> Known:
+        """A size as int64 of shape (1)."""
         if expr.is_Symbol:
             if expr not in self.sizes.sources:
                 raise Unsupported(f"a size ({expr}) depends on the numbers in a tensor")

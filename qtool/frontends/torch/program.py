@@ -234,12 +234,19 @@ class Importer:
 
 def _modules_of_one(program: Any) -> set[str]:
     """The calls of modules, by torch's keys, in which there is one operator to convert."""
+    signature = program.graph_signature
+    parameters = {spec.arg.name for spec in signature.input_specs if spec.kind in PARAMETERS}
     counted: Counter[str] = Counter()
     for node in program.graph.nodes:
         stack = stack_of(node)
-        if stack and packet_of(node.target)[0] not in ("", *QUIET):
+        if stack and packet_of(node.target)[0] not in ("", *QUIET) and not _is_constant(node, parameters):
             counted[next(reversed(stack))] += 1
     return {key for key, count in counted.items() if count == 1}
+
+
+def _is_constant(node: Any, parameters: set[str]) -> bool:
+    """Whether a node reads parameters only, such as one that turns a weight."""
+    return bool(node.all_input_nodes) and all(source.name in parameters for source in node.all_input_nodes)
 
 
 class _Behind(Exception):  # noqa: N818  # no error: the node reads the result of one that failed

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qtool.frontends.torch.values import Unsupported
+from qtool.frontends.torch.values import Known, Unsupported
 from qtool.ir import Dim, Shape
 from qtool.ops.dims import UNKNOWN, product
 
@@ -29,6 +29,8 @@ class Sizes:
     def __init__(self) -> None:
         self._names: dict[Any, str] = {}
         self.sources: dict[Any, tuple[str, int]] = {}
+        self.made: dict[Any, Known] = {}
+        """Sizes that the graph has as tensors already."""
 
     def add_input(self, name: str, sizes: Iterable[Size]) -> Shape:
         """The shape of a graph input. The first symbol met on a first axis is the batch."""
