@@ -9,6 +9,7 @@ from int8_cases import SEEDS, call_of, evaluate, graph_of
 from product_cases import conv_transpose, matmul
 
 import qtool
+from qtool.engine import reference
 from qtool.engine.int8_products import transposed_weight
 from qtool.engine.overflow import check_accumulators
 from qtool.errors import QuantizationError
@@ -128,3 +129,42 @@ def test_an_accumulator_that_could_overflow_is_named():
     with pytest.raises(QuantizationError, match="layer 'up': its int32 accumulator"):
         qtool.quantize(graph, {"": get_preset("onednn")}, [{"x": np.ones((1, 70000, 1), np.float32)}])
     assert check_accumulators(graph) == ()
+
+
+def upsampled(mode: str, **attrs):
+    rng = np.random.default_rng(5)
+    b = Builder("net")
+    x = b.input("x", ("N", 3, 5, 4))
+    x = b.node("conv2d", [x, b.param("conv.w", rng.normal(size=(2, 3, 1, 1)).astype(np.float32))], "conv")
+    scales = b.param("scales", np.array([1, 1, 2, 2.5], np.float32))
+    x = b.node("resize", [x, "", scales], "up", mode=mode, **attrs)
+    return b.finish([b.node("relu", [x], "relu")])
+
+
+@pytest.mark.parametrize(
+    ("mode", "attrs"),
+    [
+        ("nearest", {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+        ("nearest", {}),
+        ("linear", {"coordinate_transformation_mode": "align_corners"}),
+    ],
+)
+def test_resizing_keeps_the_parameters_of_its_input(mode, attrs):
+    graph = upsampled(mode, **attrs)
+    batches = [{"x": np.random.default_rng(6).normal(size=(2, 3, 5, 4)).astype(np.float32)}]
+    results = [qtool.quantize(graph, {"": get_preset("fbgemm")}, batches, debug=debug).graph for debug in (False, True)]
+    check_types(results[0])
+    assert results[0].values["up.q"].qparams == results[0].values["conv.q"].qparams
+    got, again = (qtool.Session(result).run(batches[0])["relu"] for result in results)
+    np.testing.assert_array_equal(got, again)
+    stored = reference.run(results[0], batches[0], ["conv.q", "up.q"])
+    qparams = results[0].values["up.q"].qparams
+    attrs = attrs_of(results[0].producers["up.q"])
+    (real,) = get("resize").reference(attrs, qparams.dequantize(stored["conv.q"]), None, graph.initializers["scales"])
+    np.testing.assert_array_equal(stored["up.q"], qparams.quantize(real))
+
+
+def test_cubic_resizing_stays_in_float():
+    batches = [{"x": np.random.default_rng(6).normal(size=(2, 3, 5, 4)).astype(np.float32)}]
+    prepared = qtool.quantize(upsampled("cubic"), {"": get_preset("fbgemm")}, batches).calibrated.prepared
+    assert {fallback.node for fallback in prepared.fallbacks} == {"up", "relu"}

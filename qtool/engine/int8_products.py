@@ -1,4 +1,4 @@
-"""Products without a convolution's shape: matmul of two activations, and transposed convolutions."""
+"""Quantized operators that came with models from ONNX: matmul of two activations, transposed convolutions, resize."""
 
 from __future__ import annotations
 
@@ -59,8 +59,19 @@ def _conv_transpose(call: Call) -> tuple[Array, ...]:
     return (stored(finish(acc, transposed_parameters(call), 1, None), call.out),)
 
 
+def _resize(call: Call) -> tuple[Array, ...]:
+    """Nearest only picks stored numbers; other modes compute in float, with the input's parameters, as PyTorch's do."""
+    attrs, x = call.attrs, call.input(0)
+    if attrs.mode != "nearest" or attrs.coordinate_transformation_mode == "tf_crop_and_resize":
+        return by_float(call)
+    others = (None if operand is None else operand.array for operand in call.inputs[1:])
+    (picked,) = call.spec.reference(attrs, x.array.astype(np.float32), *others)
+    return (picked.astype(call.out.dtype.numpy),)
+
+
 PRODUCTS: Mapping[str, Callable[[Call], tuple[Array, ...]]] = {
     "matmul": _matmul,
     "conv_transpose1d": _conv_transpose,
     "conv_transpose2d": _conv_transpose,
+    "resize": _resize,
 }

@@ -14,7 +14,7 @@ from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops.dims import UNKNOWN, axes_of, need_float, need_integers, need_numbers, spell
 from qtool.ops.dynamic import as_ints, ints_of, length_of
 from qtool.ops.generate import checked_size
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,7 @@ register(
         inputs=("x", "roi?", "scales?", "sizes?"),
         infer=resize_type,
         reference=resize,
+        rule=QuantRule.SAME_AS_INPUT,
         onnx=("Resize", "Upsample"),
         empty=True,
     )

@@ -141,6 +141,8 @@ def _why_not_static(graph: Graph, node: Node, quantized: set[str]) -> str:
         return "it does not work on float32 activations"
     if node.op == "matmul" and not graph.initializers.keys().isdisjoint(node.inputs):
         return "one side of it is a constant, which a linear layer quantizes"
+    if node.op == "resize" and (node.attrs.get("mode") == "cubic" or len(inputs) > 1):
+        return "only nearest and linear resizing keeps to the range of its input, and only by constant sizes"
     if spec.rule is QuantRule.ACCUMULATE:
         return _why_not_constant(graph, node, _weights_of(node, dynamic=False))
     if spec.rule is QuantRule.SAME_AS_INPUT and not quantized.intersection(inputs):
