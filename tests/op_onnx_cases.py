@@ -183,8 +183,36 @@ def layers() -> Iterator[tuple]:
         yield loss, {"reduction": "none"}, f(2, 3, 2), np.array([[0, 1], [2, 1]])
 
 
+def integers() -> Iterator[tuple]:
+    a, b = whole(2, 3).astype(np.uint8), whole(3, 4).astype(np.int8)
+    one, zero = np.array(0.5, np.float32), np.array(3, np.uint8)
+    x, w = whole(1, 2, 5, 4).astype(np.uint8), whole(3, 2, 2, 3).astype(np.int8)
+    yield "quantize_linear", {"axis": 0}, f(2, 3), np.array([0.5, 0.1], np.float32), np.array([3, 9], np.int8)
+    yield "quantize_linear", {"axis": 1, "block_size": 2, "dtype": "int16"}, f(2, 3), np.abs(f(2, 2)) + 1
+    yield "dequantize_linear", {}, a, one, zero
+    yield "dequantize_linear", {"axis": 0}, b, np.abs(f(3))
+    yield "dynamic_quantize_linear", {}, f(2, 3)
+    yield "matmul_integer", {}, a, b, np.array([1, 2], np.uint8), np.array(0, np.int8)
+    yield "qlinear_matmul", {}, a, one, zero, b, one, np.array(-1, np.int8), one, zero
+    yield "conv_integer", {"padding": ((1, 0), (1, 1)), "stride": (2, 1)}, x, w, zero
+    yield "qlinear_conv", {}, x, one, zero, w, one, np.array(0, np.int8), one, zero, whole(3).astype(np.int32)
+
+
+def pictures() -> Iterator[tuple]:
+    for mode in ("linear", "nearest", "cubic"):
+        yield "grid_sample", {"mode": mode, "padding_mode": "reflection"}, CONV2, f(1, 3, 2, 2)
+    yield "grid_sample", {"align_corners": True}, CONV3, f(1, 3, 2, 4, 3)
+    yield "affine_grid", {}, f(2, 2, 3), i64(2, 3, 5, 4)
+    yield "roi_align", {"output_height": 2, "output_width": 3}, CONV2, np.abs(f(3, 4)).cumsum(1), i64(0, 0, 0)
+    yield "roi_align", {"mode": "max", "sampling_ratio": 2}, CONV2, np.abs(f(2, 4)).cumsum(1), i64(0, 0)
+    threshold = np.array([0.5], np.float32)
+    yield "non_max_suppression", {}, np.abs(f(2, 5, 4)).cumsum(2), f(2, 3, 5), i64(2), threshold, threshold
+    yield "dft", {"onesided": True}, f(2, 6, 1), None, scalar(1)
+    yield "dft", {"inverse": True}, f(2, 6, 3, 2), scalar(4), scalar(-3)
+
+
 ONNX_CASES: dict[str, list[tuple]] = {}
-for _op, *_rest in (*elementwise(), *shapes(), *indices(), *layers()):
+for _op, *_rest in (*elementwise(), *shapes(), *indices(), *layers(), *integers(), *pictures()):
     ONNX_CASES.setdefault(_op, []).append(tuple(_rest))
 
 CONTROL = ("if", "loop", "scan")

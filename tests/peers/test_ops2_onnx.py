@@ -50,6 +50,7 @@ def cases():
         and record_name(case.model.graph.node[0].op_type) in all_ops()
         and case.model.graph.node[0].domain == ""
         and "expanded" not in case.name
+        and "opset19" not in case.name  # the axis of DFT was an attribute then
     }
 
 
@@ -135,7 +136,7 @@ def test_a_record_gives_what_onnx_expects(case_name):
 
 
 def test_most_of_the_cases_are_covered():
-    assert sum(map(supported, cases().values())) >= 790
+    assert sum(map(supported, cases().values())) >= 840
 
 
 def test_nothing_is_named_in_vain():
