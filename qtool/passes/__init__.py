@@ -113,8 +113,16 @@ def optimize(graph: Graph) -> Graph:
 
 
 def simplify(graph: Graph) -> Graph:
-    """An imported graph with layers instead of the arithmetic that its exporter spelt them out in."""
-    return run_passes(graph, SIMPLIFY)
+    """An imported graph with layers instead of the arithmetic that its exporter spelt them out in.
+
+    In one that is quantized already, what lies between a layer and the quantize behind it goes into the layer: with one
+    rounding, as the file says, and in int8.
+    """
+    graph = run_passes(graph, SIMPLIFY)
+    if not graph.is_quantized:
+        return graph
+    names = tuple(node.name for node in graph.nodes)
+    return run_passes(graph, (fuse_relu, lambda g: fuse_clamp(g, names), lambda g: fuse_residual(g, names), fuse_relu))
 
 
 def clean(graph: Graph) -> Graph:

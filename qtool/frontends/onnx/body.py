@@ -110,6 +110,8 @@ class Body:
 
     def bind(self, known: Known, name: str) -> None:
         """Calls a value by its name in the ONNX file, the first such name where there are several."""
+        if known.quantized is not None:
+            known = known.quantized.real
         if known.name and known.home is self:
             self._wanted.setdefault(known.name, name)
         elif known.array is not None and not known.hint:
@@ -192,6 +194,7 @@ class Body:
         origin, name = self._origins[-1], self._temporary()
         node = Node(op, origin.name, (self.name_of(source),), (name,), {}, origin.scope)
         (type_,) = infer_node(node, [self.values[node.inputs[0]].type])
+        self._wanted[name] = _twin(self.wanted_name(node.inputs[0]), op)
         self.values[name] = Value(name, qparams.dtype if qparams else type_.dtype, type_.shape, qparams)
         origin.made.append(len(self.nodes))
         self.nodes.append(node)
@@ -293,6 +296,11 @@ class Body:
             return _TEMPORARY.sub(lambda m: renamed.get(m.group(), m.group().strip("@")).replace("*", "_"), dim)
 
         return replace(value, name=renamed.get(value.name, value.name), shape=tuple(map(final, value.shape)))
+
+
+def _twin(name: str, op: str) -> str:
+    """``v.q`` is the quantized twin of ``v``, and ``v.dq`` the dequantized copy of that."""
+    return f"{name}.q" if op == "quantize" else f"{name.removesuffix('.q')}.dq"
 
 
 def _moved(op: str, inputs: Sequence[Known | None]) -> Quantized | None:
