@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from qtool.errors import ModelError
+from qtool.frontends.torch.sizes import expression
 
 LEAST_BATCH = 2
 """torch.export takes a size of 1 for one that never changes."""
@@ -63,7 +64,7 @@ def _shapes(example: Any, batch: int) -> Any:
 def _has_dynamic_size(program: Any) -> bool:
     inputs = set(program.graph_signature.user_inputs)
     return any(
-        isinstance(size, torch.SymInt)
+        not isinstance(expression(size), int)
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), torch.Tensor)
         for size in node.meta["val"].shape

@@ -91,30 +91,27 @@ def matmul(call: Call) -> Known:
     return _matmul(call, call.x("self"), call.x("other|mat2|vec"))
 
 
-def _matmul(call: Call, a: Known, b: Known) -> Known:
+def _matmul(call: Call, a: Known, b: Known, bias: Known | None = None) -> Known:
     """A constant matrix on the right is a linear layer's weight, turned."""
     if b.array is None or b.rank != 2 or not b.dtype.is_float or a.array is not None:
-        return call.emit("matmul", [a, b])
-    weight = b.turned
-    if weight is None:
-        hint = b.hint or f"{call.place.scope or 'main'}.weight"
-        weight = constant_of(np.ascontiguousarray(b.array.T), hint)
-    return product(call, a, weight, None)
+        y = call.emit("matmul", [a, b])
+        return y if bias is None else call.helper("add", [y, bias])
+    hint = b.hint or f"{call.place.scope or 'main'}.weight"
+    weight = b.turned or constant_of(np.ascontiguousarray(b.array.T), hint)
+    return product(call, a, weight, bias)
 
 
 def addmm(call: Call) -> Known:
     """beta * self + alpha * (mat1 . mat2)"""
     bias, a, b = call.x("self"), call.x("mat1|batch1|mat|vec"), call.x("mat2|batch2|vec")
     alpha, beta = call.get("alpha", 1), call.get("beta", 1)
-    if b.turned is not None and alpha == 1 and beta == 1 and bias.rank == 1:
-        return product(call, a, b.turned, bias)
+    if beta not in (0, 1):
+        bias = call.helper("mul", [bias, call.constant(beta, bias.dtype)])
+    if alpha == 1:
+        return _matmul(call, a, b, bias if beta else None)
     y = _matmul(call, a, b)
-    if alpha != 1:
-        y = call.helper("mul", [y, call.constant(alpha, y.dtype)])
-    if beta == 0:
-        return y
-    scaled = bias if beta == 1 else call.helper("mul", [bias, call.constant(beta, y.dtype)])
-    return call.helper("add", [y, scaled])
+    y = call.helper("mul", [y, call.constant(alpha, y.dtype)])
+    return call.helper("add", [y, bias]) if beta else y
 
 
 # normalizations

@@ -33,7 +33,8 @@ def flatten(call: Call) -> Known:
 
 
 def permute(call: Call) -> Known:
-    return call.emit("permute", [call.x()], dims=call.integers("dims"))
+    dims = tuple(axis % len(call.integers("dims")) for axis in call.integers("dims"))
+    return _turned(call, call.x(), 0, 1) if dims == (1, 0) else call.emit("permute", [call.x()], dims=dims)
 
 
 def transpose(call: Call) -> Known:
