@@ -35,14 +35,17 @@ def conv(call: Call) -> str:
 
 
 def conv_transpose(call: Call) -> str:
+    """ConvTranspose; output that negative padding adds behind is output padding there."""
     attrs = call.attrs
-    if min(map(min, attrs.padding), default=0) < 0:
-        raise call.unsupported(f"padding {attrs.padding} is negative")
-    options = {"strides": attrs.stride, "pads": flat_pads(attrs.padding), "output_padding": attrs.output_padding}
+    extra = [max(-after, 0) + more for (_, after), more in zip(attrs.padding, attrs.output_padding, strict=True)]
+    limits = map(max, attrs.stride, attrs.dilation)
+    if min(before for before, _ in attrs.padding) < 0 or any(e and e >= n for e, n in zip(extra, limits, strict=True)):
+        raise call.unsupported(f"padding {attrs.padding} makes more output than ONNX has room for")
+    pads = flat_pads(tuple((before, max(after, 0)) for before, after in attrs.padding))
+    options = {"strides": attrs.stride, "pads": pads, "output_padding": extra, "dilations": attrs.dilation}
     kernel = list(call.value(1).shape[2:])
-    inputs = (call.x(0), call.x(1), call.x(2))
     return call.emit(
-        "ConvTranspose", *inputs, kernel_shape=kernel, dilations=attrs.dilation, group=attrs.groups, **options
+        "ConvTranspose", call.x(0), call.x(1), call.x(2), kernel_shape=kernel, group=attrs.groups, **options
     )
 
 

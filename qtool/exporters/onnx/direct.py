@@ -59,6 +59,19 @@ def constant_of_shape(call: Call) -> str:
     return call.emit("ConstantOfShape", call.x(), value=value)
 
 
+def integer_conv(op: str) -> Row:
+    """Convolutions of integers have their geometry as ``conv2d`` does."""
+
+    def export(call: Call) -> str:
+        attrs = call.attrs
+        pads = [before for before, _ in attrs.padding] + [after for _, after in attrs.padding]
+        given = {"strides": attrs.stride, "pads": pads, "dilations": attrs.dilation}
+        options = {name: numbers for name, numbers in given.items() if numbers}
+        return call.emit(op, *call.all_inputs(), group=attrs.groups, **options)
+
+    return Row(export)
+
+
 def window(op: str) -> Row:
     return direct(op, 17, dtype="output_datatype")
 
@@ -172,9 +185,12 @@ DIRECT: Mapping[str, Row] = {
     "rotary_embedding": direct("RotaryEmbedding", 23),
     "attention": direct("Attention", 24),
     "quantize_linear": direct("QuantizeLinear", dtype="output_dtype"),
-    "dequantize_linear": direct("DequantizeLinear", dtype=""),
+    "dequantize_linear": direct("DequantizeLinear", dtype="output_dtype"),
     "dynamic_quantize_linear": direct("DynamicQuantizeLinear"),
     "matmul_integer": direct("MatMulInteger"),
+    "qlinear_matmul": direct("QLinearMatMul"),
+    "conv_integer": integer_conv("ConvInteger"),
+    "qlinear_conv": integer_conv("QLinearConv"),
 }
 """A row an operator; those of ``table`` come first. ONNX has no recurrent layer that quantizes activations at run time:
 ``lstm_dynamic`` and its like keep their 8-bit weights and are float otherwise."""
