@@ -118,16 +118,9 @@ def _infer(
 
 def _type(gates: int, functions: int, states: int) -> Callable[..., Types]:
     def infer(
-        attrs: RecurrentAttrs,
-        x: TensorType,
-        w: TensorType,
-        r: TensorType,
-        b: TensorType | None = None,
-        lengths: TensorType | None = None,
-        h: TensorType | None = None,
-        c: TensorType | None = None,
-        p: TensorType | None = None,
+        attrs: RecurrentAttrs, x: TensorType, w: TensorType, r: TensorType, *optional: TensorType | None
     ) -> Types:
+        b, lengths, h, c, p = (*optional, None, None, None, None, None)[:5]
         need_float(x=x, w=w, r=r, b=b, initial_h=h, initial_c=c, p=p)
         need_integers(sequence_lens=lengths)
         whole, last = _infer(attrs, gates, functions, x, w, r)
