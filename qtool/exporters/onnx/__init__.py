@@ -8,9 +8,9 @@ session option ``session.disable_quant_qdq``), layers agree with qtool but for a
 make of it, measured with ONNX Runtime 1.31:
 
 - Convolutions and linear layers become int8 kernels (QLinearConv, QGemm). Those round biases to integers: exactly what
-  qnnpack does, for the other backends up to half an accumulator step off, which moves some outputs in a thousand by one.
-- A layer with a residual of its own (one rounding: backend onednn, preset ``accurate``) has no such kernel there and runs
-  in float; OpenVINO has one.
+  qnnpack does, for the other backends up to half an accumulator step off, which moves a few outputs in a thousand.
+- A layer with a residual of its own (one rounding: backend onednn, preset ``accurate``) has no such kernel there and
+  runs in float; OpenVINO has one.
 - Signed activations with zero points run slower there than unsigned ones: layers at branches stay in float.
 - On CPUs without VNNI its u8 x s8 kernels saturate; 7-bit activations (fbgemm, ``reduce_range``) cannot.
 """
