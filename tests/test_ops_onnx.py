@@ -17,7 +17,7 @@ from qtool.engine.shapes import concrete_shapes
 from qtool.errors import DataError, ModelError
 from qtool.ir import DType, Node, TensorType
 from qtool.ops import Builder, all_ops, attrs_of, check_types, get, infer_node, parse_attrs, plain_attrs
-from qtool.passes import clean
+from qtool.passes import clean, optimize
 
 LISTED = [(op, number) for op, cases in sorted(ONNX_CASES.items()) for number in range(len(cases))]
 IDS = [f"{op}-{number}" for op, number in LISTED]
@@ -269,6 +269,8 @@ def test_layers_run_in_other_floats(dtype):
     b = Builder("layers")
     x = b.input("x", ("N", 3, 6, 6), DType(dtype))
     y = b.node("conv2d", [x, b.param("w", rng.standard_normal((4, 3, 3, 3)).astype(dtype))], "conv")
+    statistics = [b.param(n, np.abs(rng.standard_normal(4)).astype(dtype)) for n in ("mean", "var", "scale", "bias")]
+    y = b.node("batch_norm", [y, *statistics], "bn")
     for op, attrs in (
         ("relu", {}),
         ("hardswish", {}),
@@ -284,7 +286,11 @@ def test_layers_run_in_other_floats(dtype):
     feed = rng.standard_normal((2, 3, 6, 6)).astype(dtype)
     got = Session(graph).run({"x": feed})["softmax"]
     assert got.dtype == np.dtype(dtype)
-    np.testing.assert_allclose(got.sum(1), np.ones(2), rtol=1e-2 if dtype == "float16" else 1e-9)
+    tolerance = 1e-2 if dtype == "float16" else 1e-9
+    np.testing.assert_allclose(got.sum(1), np.ones(2), rtol=tolerance)
+    better = optimize(graph)
+    assert not any(node.op == "batch_norm" for node in better.nodes)
+    np.testing.assert_allclose(Session(better).run({"x": feed})["softmax"], got, rtol=tolerance, atol=tolerance)
 
 
 def test_all_operators_have_a_reference_and_a_description():

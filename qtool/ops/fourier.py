@@ -52,7 +52,7 @@ def dft(attrs: DftAttrs, x: Array, length: Array | None = None, axis: Array | No
     place = (-2 if axis is None else int(axis.reshape(-1)[0])) % x.ndim
     if place == x.ndim - 1:
         raise DataError("got the last axis, which holds the parts of complex numbers, expected another one")
-    wide = x.astype(np.float64)
+    wide = x.astype(np.float32) if x.dtype.itemsize < 4 else x  # the transform works in the input's own width
     signal = wide[..., 0] + 1j * wide[..., 1] if x.shape[-1] == 2 else wide[..., 0] + 0j
     count = None if length is None else int(length.reshape(-1)[0])
     if attrs.inverse and attrs.onesided:

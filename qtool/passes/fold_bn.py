@@ -60,14 +60,14 @@ class _Norm:
 def _norm(graph: Graph, bn: Node) -> _Norm:
     mean, variance = (graph.initializers[name] for name in bn.inputs[1:3])
     optional = [graph.initializers[name] if name else None for name in (*bn.inputs[3:], "", "")[:2]]
-    inverse_std = np.float32(1) / np.sqrt(variance + np.float32(attrs_of(bn).eps))
+    inverse_std = mean.dtype.type(1) / np.sqrt(variance + mean.dtype.type(attrs_of(bn).eps))
     weight = optional[0] if optional[0] is not None else np.ones_like(mean)
     bias = optional[1] if optional[1] is not None else np.zeros_like(mean)
-    return _Norm(mean, inverse_std.astype(np.float32), weight, bias)
+    return _Norm(mean, inverse_std.astype(mean.dtype), weight, bias)
 
 
 def _fold(graph: Graph, layer: Node, bn: Node) -> tuple[Node, dict[str, Array]]:
-    """New node and parameters, float32 in the order of torch.nn.utils.fusion.fuse_conv_bn_weights."""
+    """New node and parameters, in the order of torch.nn.utils.fusion.fuse_conv_bn_weights."""
     norm = _norm(graph, bn)
     weight = graph.initializers[layer.inputs[1]]
     bias_name = layer.inputs[2] if len(layer.inputs) > 2 and layer.inputs[2] else ""
@@ -76,8 +76,8 @@ def _fold(graph: Graph, layer: Node, bn: Node) -> tuple[Node, dict[str, Array]]:
     weight_name = _free(graph, layer.inputs[1])
     new_bias_name = _free(graph, bias_name or f"{layer.name}.bias")
     arrays = {
-        weight_name: (weight * factor).astype(np.float32),
-        new_bias_name: ((bias - norm.mean) * norm.inverse_std * norm.weight + norm.bias).astype(np.float32),
+        weight_name: (weight * factor).astype(weight.dtype),
+        new_bias_name: ((bias - norm.mean) * norm.inverse_std * norm.weight + norm.bias).astype(weight.dtype),
     }
     inputs = (layer.inputs[0], weight_name, new_bias_name)
     return replace(layer, inputs=inputs, outputs=bn.outputs), arrays
