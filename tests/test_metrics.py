@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -138,8 +139,9 @@ def test_results_can_be_read_on_the_way():
 
 
 def test_every_metric_says_what_it_is():
-    assert list(METRICS) == ["top1", "top5", "mse", "psnr", "cosine", "sqnr"]
-    assert [spec.name for spec in METRICS.values() if not spec.higher_is_better] == ["mse"]
+    languages = ["perplexity", "bits_per_character", "bits_per_word"]
+    assert list(METRICS) == ["top1", "top5", "mse", "psnr", "cosine", "sqnr", *languages]
+    assert [spec.name for spec in METRICS.values() if not spec.higher_is_better] == ["mse", *languages]
     assert all(spec.text for spec in METRICS.values())
 
 
@@ -170,3 +172,82 @@ def test_nothing_measured():
 def test_an_unknown_metric():
     with pytest.raises(RecipeError, match="'top2' is not known; expected one of top1, top5, mse"):
         make_metric("top2")
+
+
+# ---- language, and functions of the user's -----------------------------------------------------------------------
+
+
+def test_perplexity_of_a_guess_is_the_number_of_classes():
+    scores, tokens = np.zeros((4, 5, 8), np.float32), np.arange(20).reshape(4, 5) % 8
+    assert measure("perplexity", scores, tokens, [1]).value == pytest.approx(8)
+    assert measure("bits_per_character", scores, tokens, [2, 3]).value == pytest.approx(3)
+    assert measure("bits_per_word", scores, tokens).unit == "bits"
+
+
+def test_cross_entropy_is_minus_the_mean_logarithm_of_the_probability():
+    rng = np.random.default_rng(3)
+    scores, tokens = rng.normal(0, 300, (6, 7, 9)).astype(np.float32), rng.integers(0, 9, (6, 7))
+    tokens[:, :2] = -100
+    exact = scores.astype(np.longdouble)
+    logs = (
+        exact
+        - np.log(np.exp(exact - exact.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - exact.max(-1, keepdims=True)
+    )
+    picked = [logs[i, j, tokens[i, j]] for i in range(6) for j in range(2, 7)]
+    expected = float(-np.mean(picked)) / np.log(2)
+    assert measure("bits_per_character", scores, tokens, [1, 4]).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_tokens_beyond_the_classes_are_refused():
+    with pytest.raises(DataError, match="labels run from 0 to 3"):
+        make_metric("perplexity").add(np.zeros((1, 2, 3), np.float32), np.array([[0, 3]]))
+    with pytest.raises(DataError, match="labels run from -1 to 0"):
+        make_metric("perplexity").add(np.zeros((1, 2, 3), np.float32), np.array([[0, -1]]))
+
+
+OWN = """
+def share_above(outputs, labels):
+    return (outputs[:, 0] > labels).mean()
+
+def loss(outputs, labels):
+    return float(len(labels))
+
+loss.higher_is_better = False
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_metrics_of_test.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    yield "own_metrics_of_test"
+    sys.modules.pop("own_metrics_of_test", None)
+
+
+def test_a_function_of_ones_own(own):
+    outputs, labels = np.array([[3.0], [1.0], [2.0], [0.0]]), np.array([1, 1, 1, 1])
+    result = measure(f"{own}:share_above", outputs, labels, [1])
+    assert result == MetricResult(f"{own}:share_above", 0.5, 4, "", True)
+    result = measure(f"{own}:loss", outputs, labels, [1])
+    assert (result.value, result.higher_is_better) == (2.5, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("no_such_module_here:f", "No module named"),
+        ("math:no_such", "no attribute 'no_such'"),
+        ("math:pi", "is float, expected a function"),
+        (":f", "metric ':f'"),
+    ],
+)
+def test_functions_that_are_none(name, match):
+    with pytest.raises(RecipeError, match=match):
+        make_metric(name)
+
+
+def test_a_function_gets_as_many_labels_as_outputs(own):
+    with pytest.raises(DataError, match="labels of shape"):
+        make_metric(f"{own}:loss").add(np.zeros((3, 1)), np.zeros(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -547,6 +548,8 @@ def validates(schema: dict, value: object) -> bool:
     if kind in ("number", "integer"):
         low = value > schema["exclusiveMinimum"] if "exclusiveMinimum" in schema else value >= schema["minimum"]
         return low and value <= schema["maximum"]
+    if "pattern" in schema and not (isinstance(value, str) and re.search(schema["pattern"], value)):
+        return False
     return len(value) >= schema.get("minLength", 0) if isinstance(value, str) else True
 
 

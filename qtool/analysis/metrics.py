@@ -1,15 +1,20 @@
 """What outputs are judged by: accumulators that take batches and give one frozen result.
 
 ``top1`` and ``top5`` compare outputs with class labels; ``mse``, ``psnr``, ``cosine`` and ``sqnr`` compare them with
-arrays of the same shape: float targets, or another model's outputs.
+arrays of the same shape: float targets, or another model's outputs. ``perplexity`` and its logarithms judge scores of
+the next token. A metric of one's own is named as ``module:function``.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +22,7 @@ from numpy.typing import NDArray
 from qtool.analysis.signal import Signal
 from qtool.errors import DataError, RecipeError
 from qtool.ir import Array
+from qtool.quantize.data import UNSCORED
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class MetricSpec:
     unit: str
     higher_is_better: bool
     text: str
+    check: Callable[[str, Array, Array], None] | None = None
+    """What is asked of a batch's arrays; None asks for labels of one axis less, or targets of the same shape."""
 
 
 class Metric:
@@ -63,7 +71,7 @@ class Metric:
 
     def add(self, outputs: Array, targets: Array) -> None:
         """Takes one batch: outputs (n, ...) and labels (n, ...) of one axis less, or targets of the same shape."""
-        check = _check_labels if self.spec.labels else _check_targets
+        check = self.spec.check or (_check_labels if self.spec.labels else _check_targets)
         check(self.spec.name, outputs, targets)
         self._accumulator.add(outputs, targets)
         self._samples += len(outputs)
@@ -156,6 +164,50 @@ class Likeness:
         return self._read(self._signal)
 
 
+class CrossEntropy:
+    """Mean over tokens of -log softmax(scores)[token], in float64, as ``read`` gives it.
+
+    Tokens that are ``UNSCORED`` do not count.
+    """
+
+    def __init__(self, read: Callable[[float], float]) -> None:
+        self._read, self._sum, self._count = read, 0.0, 0
+
+    def add(self, outputs: Array, targets: Array) -> None:
+        classes = outputs.shape[-1]
+        counted = targets.reshape(-1) != UNSCORED
+        scores, labels = outputs.reshape(-1, classes)[counted].astype(np.float64), targets.reshape(-1)[counted]
+        if labels.size and (labels.min() < 0 or labels.max() >= classes):
+            raise DataError(f"labels run from {labels.min()} to {labels.max()}; expected 0..{classes - 1}")
+        scores -= scores.max(axis=1, keepdims=True)
+        own = np.take_along_axis(scores, labels[:, None], axis=1)
+        self._sum += float(np.log(np.exp(scores).sum(axis=1)).sum() - own.sum())
+        self._count += labels.size
+
+    @property
+    def value(self) -> float:
+        return self._read(self._sum / self._count) if self._count else math.nan
+
+
+class Own:
+    """The mean of what a function gives for each batch, weighted by the batches' samples."""
+
+    def __init__(self, function: Callable[[Array, Array], float]) -> None:
+        self._function, self._sum, self._count = function, 0.0, 0
+
+    def add(self, outputs: Array, targets: Array) -> None:
+        self._sum += float(self._function(outputs, targets)) * len(outputs)
+        self._count += len(outputs)
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._count
+
+
+def _bits(nats: float) -> float:
+    return nats / math.log(2)
+
+
 _SPECS = (
     MetricSpec("top1", lambda: TopK(1), True, "", True, "share of labels that have the highest score"),
     MetricSpec("top5", lambda: TopK(5), True, "", True, "share of labels among the five highest scores"),
@@ -163,6 +215,9 @@ _SPECS = (
     MetricSpec("psnr", PeakSignalToNoise, False, "dB", True, "peak signal to noise, mean over samples, peak 1"),
     MetricSpec("cosine", lambda: Likeness(lambda s: s.cosine), False, "", True, "cosine of the angle between the two"),
     MetricSpec("sqnr", lambda: Likeness(lambda s: s.sqnr_db), False, "dB", True, "signal to quantization noise"),
+    MetricSpec("perplexity", lambda: CrossEntropy(math.exp), True, "", False, "exp of the mean cross entropy a token"),
+    MetricSpec("bits_per_character", lambda: CrossEntropy(_bits), True, "bits", False, "cross entropy of characters"),
+    MetricSpec("bits_per_word", lambda: CrossEntropy(_bits), True, "bits", False, "cross entropy of words"),
 )
 METRICS: Mapping[str, MetricSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 """Every metric by name."""
@@ -170,9 +225,47 @@ METRICS: Mapping[str, MetricSpec] = MappingProxyType({spec.name: spec for spec i
 
 def make_metric(name: str) -> Metric:
     """A metric with nothing measured yet; RecipeError for a name that is none."""
+    return Metric(find_metric(name))
+
+
+def find_metric(name: str) -> MetricSpec:
+    """A metric by name, or by ``module:function``; RecipeError for one that does not exist.
+
+    The function takes a batch's outputs and labels (arrays, samples along the first axis) and gives one number, of
+    which the mean over all samples is reported. More is better unless it has an attribute ``higher_is_better`` that is
+    False.
+    Modules are looked for where Python looks, and in the current folder.
+    """
+    if ":" in name:
+        return _own_metric(name)
     if name not in METRICS:
-        raise RecipeError(f"metric '{name}' is not known; expected one of {', '.join(METRICS)}")
-    return Metric(METRICS[name])
+        raise RecipeError(
+            f"metric '{name}' is not known; expected one of {', '.join(METRICS)}, or a function as module:function"
+        )
+    return METRICS[name]
+
+
+def _own_metric(name: str) -> MetricSpec:
+    module, _, path = name.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        function: Any = importlib.import_module(module)
+        for part in path.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"metric '{name}': {error}") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(function):
+        raise RecipeError(f"metric '{name}' is {type(function).__name__}, expected a function of outputs and labels")
+    better = bool(getattr(function, "higher_is_better", True))
+    return MetricSpec(name, lambda: Own(function), True, "", better, "a function of the user's", _check_own)
+
+
+def _check_own(name: str, outputs: Array, labels: Array) -> None:
+    if outputs.ndim == 0 or labels.ndim == 0 or len(outputs) != len(labels):
+        raise DataError(f"{name}: labels of shape {labels.shape} for outputs of shape {outputs.shape}")
 
 
 def _errors(outputs: Array, targets: Array) -> NDArray[np.float64]:

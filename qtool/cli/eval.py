@@ -12,23 +12,44 @@ from qtool.cli.common import ModelArgument, Shared, shared_options
 if TYPE_CHECKING:
     from qtool.analysis.metrics import MetricResult
 
-METRICS = ("top1", "top5", "mse", "psnr", "cosine", "sqnr")
+METRICS = (
+    *("top1", "top5", "mse", "psnr", "cosine", "sqnr"),
+    *("perplexity", "bits_per_character", "bits_per_word"),
+)
 """The library's names, said again: help must not import what measures them."""
+
+
+METRIC_HELP = f"What is measured: {', '.join(METRICS)}, or a function as module:function."
+
+
+class MetricType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
+    """One of the names, or a function as ``module:function``."""
+
+    name = "metric"
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        return "METRIC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if ":" in value else click.Choice(METRICS).convert(value, param, ctx)
 
 
 @click.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=ModelArgument())
 @click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="As in recipes.")
 @click.option("--split", default="", help="The part of the data to use.")
-@click.option("--metric", type=click.Choice(METRICS), default="top1", show_default=True, help="What is measured.")
+@click.option(
+    "--metric", type=MetricType(), default="top1", show_default=True, help=f"{', '.join(METRICS)}, or module:function."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a batch.")
 @click.option("--batches", type=click.IntRange(1), help="Number of batches; all if not given.")
 @shared_options
 def command(shared: Shared, models: tuple[str, ...], metric: str, **config: Any) -> None:
     """Measure the accuracy of models, float or quantized, on the same labelled data, side by side.
 
-    top1 and top5 need class labels ('y'). The other metrics compare the first output with float targets; where there
-    are none, with the output of the first model.
+    top1, top5, perplexity and the bits need class labels ('y'; those of -100 are not scored by the latter), and so
+    does a function (outputs, labels) -> number of your own. The other metrics compare the first output with float
+    targets; where there are none, with the output of the first model.
 
     \b
     Examples:

@@ -26,6 +26,8 @@ __all__ = ["Batch", "Dataset", "Fingerprint", "fingerprint", "open_data"]
 Batch = tuple[dict[str, Array], Array | None]
 """Arrays by input name, and labels (int64 classes or float targets) where there are some."""
 
+UNSCORED = -100
+"""The label of a token that is not to be scored, as in PyTorch's cross entropy."""
 _LABEL_CHUNK = 1 << 16
 
 
@@ -201,6 +203,8 @@ def _check_label_values(labels: Source, classes: int | None, used: int) -> None:
             if classes is None or chunk.dtype.kind not in "iu":
                 continue
             wrong = (chunk < 0) | (chunk >= classes)
+            if chunk.ndim > 1:
+                wrong &= chunk != UNSCORED
             if wrong.any():
                 place = tuple(int(i) for i in np.argwhere(wrong)[0])
                 raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,7 +14,11 @@ from qtool.recipe.observers import EPS, OBSERVERS, QUANT_LIMIT
 from qtool.recipe.presets import PRESETS
 from qtool.recipe.schema import Backend, Mode, QDType, Scheme
 
-METRICS = ("top1", "top5")
+METRICS = (
+    *("top1", "top5", "mse", "psnr", "cosine", "sqnr"),
+    *("perplexity", "bits_per_character", "bits_per_word"),
+)
+OWN_METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
 LAYER_MODES = (Mode.STATIC.value, Mode.DYNAMIC.value)
 """The modes that a rule may ask for; training is for whole models."""
 
@@ -31,6 +36,21 @@ def _options() -> dict[str, Key]:
             kinds[option] = kind
             takers.setdefault(option, []).append(name)
     return {option: Key(kind, f"for the observer {' or '.join(takers[option])}") for option, kind in kinds.items()}
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """One of the metrics, or a function of the user's as ``module:function``."""
+
+    words: tuple[str, ...]
+
+    def read(self, item: Item, name: str) -> Any:
+        if isinstance(item.value, str) and OWN_METRIC.fullmatch(item.value):
+            return item.value
+        return Choice(self.words).read(item, name)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(self.words)}, {"type": "string", "pattern": f"^{OWN_METRIC.pattern}$"}]}
 
 
 OBSERVER = Table(
@@ -103,6 +123,8 @@ _DATA = {
     "preprocess": Key(_PREPROCESS, "how an image becomes an input"),
 }
 
+_METRIC = Key(MetricName(METRICS), "what is measured (top1), or module:function")
+
 RECIPE = Table(
     MappingProxyType(
         {
@@ -138,7 +160,11 @@ RECIPE = Table(
             ),
             "calibration": Key(Table(MappingProxyType(_DATA)), "data to observe"),
             "evaluation": Key(
-                Table(MappingProxyType({**_DATA, "metric": Key(Choice(METRICS), "what is measured (top1)")})),
+                Table(
+                    MappingProxyType(
+                        {**_DATA, "metric": Key(MetricName(METRICS), "what is measured (top1), or module:function")}
+                    )
+                ),
                 "data to measure the accuracy on",
             ),
             "latency": Key(
