@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qtool import zoo
+from qtool.analysis.advice import Advice
 from qtool.analysis.bench import profile_operators
+from qtool.analysis.compare import compare
 from qtool.analysis.evaluate import EngineOptions, measure_accuracy
 from qtool.analysis.latency import random_feeds, time_interleaved
+from qtool.analysis.metrics import find_metric
 from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
 from qtool.frontends.onnx import import_onnx
@@ -36,6 +39,10 @@ Stage = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]
 
 ZOO = "zoo:"
 PROFILE_ROUNDS = 3
+RATES, MUCH_LOST = ("top1", "top5"), 0.01
+"""A loss of accuracy that is looked into: a point of a rate."""
+COMPARED = (8, 2)
+"""Samples a batch, and batches, that are compared for that."""
 
 
 def load_model(spec: str | os.PathLike[str]) -> Graph:
@@ -69,7 +76,8 @@ def quantize_recipe(recipe: Recipe, stage: Stage, engine: EngineOptions = Engine
     size = Size(_float_bytes(recipe, checked.graph), file_bytes(quantized))
     accuracy = _accuracy(recipe, graphs, checked.evaluation, stage, engine)
     latency, kernels = _latency(recipe, graphs, stage, engine)
-    measured = Measured(size, accuracy, latency, kernels)
+    advice = _advice(recipe, graphs, accuracy, stage, engine)
+    measured = Measured(size, accuracy, latency, kernels, advice)
     report = build_report(recipe, calibrated, quantized, measured)
     save(quantized, recipe.output)
     if recipe.report_json is not None:
@@ -99,7 +107,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     calibration, evaluation = (
         open_data(config, graph) if config is not None else None for config in (recipe.calibration, recipe.evaluation)
     )
-    if evaluation is not None and recipe.evaluation is not None:
+    if evaluation is not None and recipe.evaluation is not None and find_metric(recipe.evaluation.metric).labels:
         evaluation.require_labels(recipe.evaluation.metric)
     return Checked(graph, prepared, calibration, evaluation)
 
@@ -157,6 +165,19 @@ def _accuracy(
     with stage("evaluate", data.samples) as progress:
         real, quant = measure_accuracy(sessions, data, recipe.evaluation.metric, progress)
     return Accuracy(real.name, real.value, quant.value, real.n, real.higher_is_better)
+
+
+def _advice(
+    recipe: Recipe, graphs: tuple[Graph, Graph], accuracy: Accuracy | None, stage: Stage, engine: EngineOptions
+) -> tuple[Advice, ...]:
+    """Where much accuracy is lost: which layers lose it, and what mends them."""
+    config = recipe.calibration or recipe.evaluation
+    if accuracy is None or config is None or accuracy.metric not in RATES or accuracy.drop <= MUCH_LOST:
+        return ()
+    data = open_data(replace(config, batch_size=COMPARED[0], batches=COMPARED[1]), graphs[0])
+    with stage("compare", data.samples) as progress:
+        found = compare(*graphs, data.feeds(), threads=engine.threads, isa=engine.isa, progress=progress)
+    return found.advice
 
 
 def _latency(

@@ -21,6 +21,8 @@ from qtool.ir import DType, Graph, QParams
 from qtool.ops import Builder
 from qtool.passes import float_names
 from qtool.quantize.prepare import PrepareOptions
+from qtool.recipe.presets import get_preset
+from qtool.recipe.qconfigs import plain_qconfig
 from qtool.recipe.schema import Backend, Mode
 
 BATCHES = [{"x": arrays()["calib_x"][start : start + 16]} for start in (0, 16)]
@@ -266,6 +268,45 @@ def test_errors_that_only_add_up_call_for_accuracy():
     (advice,) = advise(graph, fine, rows, fine)
     assert advice.qconfig_dict == {"": "accurate"}
     assert advise(graph, fine, fine, fine) == ()
+
+
+def clamped() -> Graph:
+    """The model with its depthwise layer two hundred times larger: nearly all of it is cut off at 6 behind."""
+    held = trained().initializers
+    larger = {**held, "dw.weight": held["dw.weight"] * 200}
+    return replace(trained(), initializers=larger)
+
+
+def test_a_range_observed_before_a_clamp_is_called_by_its_name():
+    def worst(**changes: bool) -> tuple[float, tuple]:
+        qconfig = replace(qtool.get_default_qconfig("fbgemm"), **changes)
+        graph = qtool.quantize(clamped(), {"": qconfig}, BATCHES).graph
+        found = compare(clamped(), graph, BATCHES)
+        return found.model[0].sqnr_db, found.advice
+
+    before, advice = worst()
+    item = next(item for item in advice if item.layers == ("dw",))
+    assert "clamp" in item.text
+    assert item.qconfig_dict == {"dw": {"single_rounding": True}}
+    after, advice = worst(single_rounding=True)
+    assert after > before + 6
+    assert not any("clamp" in item.text for item in advice)
+
+
+def test_a_value_that_is_only_moved_is_mended_where_it_was_made():
+    good = quantized()
+    flatten = next(node for node in good.nodes if node.name == "flatten")
+    row = LayerError("flatten", "flatten", 5.0, 1.0, 0.5, 5.0, 0.0)
+    (advice,) = advise(good, [], [], [row])
+    assert good.values[flatten.outputs[0]].qparams == good.values["dw.q"].qparams
+    assert list(advice.qconfig_dict) == ["dw"]
+
+
+def test_the_preset_accurate_is_not_proposed_twice():
+    recorded = {"recipe": {"qconfig_dict": {"": plain_qconfig(get_preset("accurate"))}}}
+    graph = replace(quantized(), meta=recorded)
+    (advice,) = advise(graph, [], [LayerError("dw", "conv2d", 5.0, 1.0, 0.5)], [])
+    assert advice.qconfig_dict == {"dw": None}
 
 
 def test_many_bad_layers_get_one_rule():

@@ -214,6 +214,23 @@ def test_warnings_name_the_layer(tmp_path):
     assert any("conv1.weight" in text for text in report.warnings)
 
 
+def test_a_report_of_much_loss_says_what_to_change(tmp_path):
+    factor = np.where(np.arange(16) % 4, 1.0, 3000.0).astype(np.float32)
+    held = trained().initializers
+    uneven = {**held, **{name: held[name] * factor for name in ("bn1.weight", "bn1.bias")}}
+    uneven["block.conv2.weight"] = held["block.conv2.weight"] / factor[None, :, None, None]  # undone where it is read
+    nodes = [replace(n, inputs=n.inputs[:1] * 2) if n.op == "add" else n for n in trained().nodes]
+    graph = replace(trained(), initializers=uneven, nodes=tuple(nodes))
+    labels = qtool.Session(graph).run(TEST)["fc"].argmax(axis=1)
+    path = workspace(tmp_path, RECIPE.replace("fbgemm", "qnnpack"), graph, test_y=labels)
+    report = quantize_recipe(load_recipe(path), quiet)
+    assert report.accuracy.drop > 0.1
+    assert any("conv1" in item.layers for item in report.advice)
+    assert json.loads(report_json(report))["advice"][0]["qconfig_dict"]
+    report, _ = run(tmp_path)
+    assert report.advice == ()
+
+
 def test_an_operator_without_int8_is_a_fallback_with_a_reason(tmp_path):
     b = Builder("odd")
     x = b.input("x", ("N", 3, 8, 8))

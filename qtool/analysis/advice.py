@@ -11,6 +11,8 @@ from typing import Any
 from qtool.ir import Graph
 from qtool.ops import QuantRule, get
 from qtool.passes import quantized_name
+from qtool.recipe.presets import get_preset
+from qtool.recipe.qconfigs import plain_qconfig
 
 POOR_DB = 20.0
 """Below some 20 dB (a tenth of the signal's amplitude is noise) a layer is worth a remark."""
@@ -20,6 +22,8 @@ FOREIGN_DB = 3.0
 CLIPPED = 1e-3
 """Share of values outside the range above which clipping is named as the cause."""
 MOST_RULES = 8
+CLAMPS: Mapping[str, tuple[float, float] | None] = {"relu6": (0.0, 6.0), "hardtanh": None, "clamp": None}
+"""Bounds; None where the attributes have them."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,27 @@ def advise(
         (clipped, "values are cut off: calibrate with data that reach further, or observe the extremes", WIDER),
         (rounded, _coarse_text(quantized), FINER),
         (others, "8 bits cost too much here: leave it in float", None),
+        (_wide_clamps(quantized, outputs), "the range is that of before the clamp behind it, much too wide", CLAMPED),
     )
     advice = [_advice(quantized, rows, text, change) for rows, text, change in causes if rows]
-    if not advice and outputs and outputs[0].sqnr_db < POOR_DB:
-        text = f"no layer is bad by itself, but errors add up to '{outputs[0].layer}': try the preset accurate"
-        advice.append(Advice((outputs[0].layer,), text, {"": "accurate"}))
+    if outputs and outputs[0].sqnr_db < POOR_DB:
+        advice.append(_in_the_end(quantized, outputs[0], alone=not advice))
     return tuple(advice)
+
+
+def _in_the_end(quantized: Graph, worst: LayerError, *, alone: bool) -> Advice:
+    """What helps where errors add up."""
+    if _is_accurate(quantized):
+        text = "errors add up to this layer with the preset accurate too: leave in float what compare shows as worst"
+        return Advice((worst.layer,), text, {_rule_key(quantized, worst): None})
+    text = "no layer is bad by itself, but errors add up to this one" if alone else "or all at once"
+    return Advice((worst.layer,) if alone else (), f"{text}: try the preset accurate", {"": "accurate"})
 
 
 PER_CHANNEL = {"weight": {"observer": "per_channel_min_max", "scheme": "per_channel_symmetric"}}
 WIDER = {"activation": {"observer": "min_max"}}
 FINER = {"activation": {"observer": "mse", "reduce_range": False}}
+CLAMPED = {"single_rounding": True}
 
 
 def _advice(quantized: Graph, rows: Sequence[LayerError], text: str, change: Mapping[str, Any] | None) -> Advice:
@@ -90,11 +104,35 @@ def _advice(quantized: Graph, rows: Sequence[LayerError], text: str, change: Map
 
 
 def _rule_key(quantized: Graph, row: LayerError) -> str:
-    """The layer itself; for a value that comes in from float its first reader, whose observer it has."""
-    if row.op != "quantize":
-        return row.layer
-    readers = quantized.consumers.get(quantized_name(row.layer), ())
+    """The layer whose rule says how this row's output is observed.
+
+    That is the one that makes the value, for a layer that only moves values the one that made them, and for a value
+    that comes in from float its first reader.
+    """
+    made = quantized.producers
+    node = next((n for n in quantized.nodes if n.name in (row.layer, quantized_name(row.layer))), None)
+    while node is not None and get(node.op).rule is QuantRule.SAME_AS_INPUT and node.inputs[0] in made:
+        node = made[node.inputs[0]]
+    if node is None or node.op != "quantize":
+        return row.layer if node is None else node.name
+    readers = quantized.consumers[node.outputs[0]]
     return readers[0].name if readers else row.layer
+
+
+def _wide_clamps(quantized: Graph, outputs: Sequence[LayerError]) -> list[LayerError]:
+    """Layers that are followed by a clamp (relu6, hardtanh) to less than half of the range they are quantized for, as
+    PyTorch observes it, where that leaves a poor result."""
+    rows = {row.layer: row for row in outputs}
+    found = []
+    for node in quantized.nodes:
+        host, qparams = quantized.producers.get(node.inputs[0]), quantized.values[node.outputs[0]].qparams
+        if node.op not in CLAMPS or host is None or qparams is None or node.name not in rows:
+            continue
+        low, high = CLAMPS[node.op] or (node.attrs.get("low", 0.0), node.attrs.get("high", 0.0))
+        wide = float(qparams.scale[0]) * 255 > 2 * (float(str(high)) - float(str(low)))
+        if wide and host.name in rows and rows[node.name].sqnr_db < POOR_DB:
+            found.append(rows[host.name])
+    return found
 
 
 def worst_of(row: LayerError) -> float:
@@ -115,13 +153,22 @@ def _coarse_text(quantized: Graph) -> str:
     return f"{text}, with all 8 bits" if _reduces_range(quantized) else text
 
 
-def _reduces_range(quantized: Graph) -> bool:
-    """Whether the recipe that the file records uses 7 bits for activations anywhere."""
+def _rules(quantized: Graph) -> Mapping[str, Any]:
+    """The rules that the file records, which may record anything."""
     recipe: Any = quantized.meta.get("recipe")
     rules = recipe.get("qconfig_dict") if isinstance(recipe, dict) else None
-    qconfigs = rules.values() if isinstance(rules, dict) else ()
-    activations = [qconfig.get("activation") for qconfig in qconfigs if isinstance(qconfig, dict)]
+    return rules if isinstance(rules, dict) else {}
+
+
+def _reduces_range(quantized: Graph) -> bool:
+    """Whether activations have 7 bits anywhere."""
+    activations = [rule.get("activation") for rule in _rules(quantized).values() if isinstance(rule, dict)]
     return any(isinstance(part, dict) and part.get("reduce_range") is True for part in activations)
+
+
+def _is_accurate(quantized: Graph) -> bool:
+    """Whether the recipe that the file records has the preset accurate for everything."""
+    return _rules(quantized).get("") == plain_qconfig(get_preset("accurate"))
 
 
 def _per_tensor(graph: Graph, layer: str) -> bool:

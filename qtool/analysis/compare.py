@@ -7,6 +7,7 @@ model's own input, the error of this layer alone).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,16 +16,18 @@ import numpy as np
 
 from qtool.analysis.advice import Advice, LayerError, advise, worst_of
 from qtool.analysis.shadow import layer_twin, shadow_graph
-from qtool.analysis.signal import Signal
+from qtool.analysis.signal import Signal, pieces
 from qtool.engine.session import Session
 from qtool.errors import ModelError
-from qtool.ir import Array, Graph, Node
+from qtool.ir import Array, Graph, Node, QParams
 from qtool.ops import get
 from qtool.passes import Fusion, float_names, fuse, lower_qdq, quantized_name
 
 __all__ = ["Advice", "Comparison", "LayerError", "Pair", "compare", "compare_weights"]
 
 SCHEMA = "qtool.compare/1"
+NOTHING = 1e-10
+"""A channel with less than this share of the largest one's power is as good as not there."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,15 @@ def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
 
 
 def _tenth_channel(real: Array, stored: Array, axis: int) -> float:
-    """The ratio in dB that a tenth of the channels does not reach."""
+    """The ratio in dB that a tenth of the channels does not reach; channels of next to nothing are not counted."""
     rows, noise = (
         np.moveaxis(np.asarray(a, np.float64), axis, 0).reshape(a.shape[axis], -1) for a in (real, stored - real)
     )
-    with np.errstate(all="ignore"):
-        ratios = 10.0 * np.log10(np.square(rows).sum(axis=1) / np.square(noise).sum(axis=1))
-    ratios[np.isnan(ratios)] = np.inf  # a channel of zeros is exact
-    return float(np.quantile(ratios, 0.1, method="lower"))
+    power, error = np.square(rows).sum(axis=1), np.square(noise).sum(axis=1)
+    counted = power > NOTHING * power.max(initial=0.0)
+    with np.errstate(divide="ignore"):  # a channel that is exact has no error
+        ratios = 10.0 * np.log10(power[counted] / error[counted])
+    return float(np.quantile(ratios, 0.1, method="lower")) if ratios.size else math.inf
 
 
 def quantized_weights(graph: Graph, node: Node) -> tuple[str, ...]:
@@ -176,7 +180,7 @@ class _Suite:
         self._float = Session(pair.fused.with_outputs(reals), threads=threads, isa=isa)
         self._quantized = Session(graph, threads=threads, isa=isa)
         self._outputs = {name: Signal() for name in self._twins}
-        self._shadows = {name: _Shadow() for name in shadowed.twins}
+        self._shadows = {name: _Shadow(pair.quantized.values[name].qparams) for name in shadowed.twins}
         self._model = {name: Signal() for name in pair.quantized.outputs}
         self._agreed = self._judged = 0
         self.samples = 0
@@ -184,10 +188,11 @@ class _Suite:
     def add(self, feeds: Mapping[str, Array]) -> None:
         real, stored = self._float.run(feeds), self._quantized.run(feeds)
         for name, signal in self._outputs.items():
-            signal.add(real[self._twins[name]], self._real(name, stored[name]))
+            qparams = self._pair.quantized.values[name].qparams
+            for a, b in pieces(real[self._twins[name]], stored[name]):
+                signal.add(a, b if qparams is None else qparams.dequantize(b))
         for name, shadow in self._shadows.items():
-            twin = self._shadow_twins[name]
-            shadow.add(stored[twin], self._real(name, stored[name]), self._pair.quantized, name)
+            shadow.add(stored[self._shadow_twins[name]], stored[name])
         for name, signal in self._model.items():
             signal.add(real[name], stored[name])
         self._judge(real[self._pair.fused.outputs[0]], stored[self._pair.fused.outputs[0]])
@@ -205,10 +210,6 @@ class _Suite:
     def agreement(self) -> float | None:
         return self._agreed / self._judged if self._judged else None
 
-    def _real(self, name: str, stored: Array) -> Array:
-        qparams = self._pair.quantized.values[name].qparams
-        return stored if qparams is None else qparams.dequantize(stored)
-
     def _judge(self, real: Array, quantized: Array) -> None:
         if real.ndim == 2 and real.shape[1] > 1:
             self._agreed += int(np.count_nonzero(real.argmax(axis=1) == quantized.argmax(axis=1)))
@@ -218,22 +219,27 @@ class _Suite:
 class _Shadow:
     """The error of one layer, and what of it comes from rounding and clipping its output."""
 
-    def __init__(self) -> None:
+    def __init__(self, qparams: QParams | None) -> None:
+        self._qparams = qparams
         self._all, self._rounding = Signal(), Signal()
         self._clipped = self._count = 0
 
-    def add(self, twin: Array, quantized: Array, graph: Graph, name: str) -> None:
-        self._all.add(twin, quantized)
-        qparams = graph.values[name].qparams
-        if qparams is None:
-            return
+    def add(self, twin: Array, stored: Array) -> None:
+        for real, quantized in pieces(twin, stored):
+            if self._qparams is None:
+                self._all.add(real, quantized)
+            else:
+                self._all.add(real, self._qparams.dequantize(quantized))
+                self._round(real, self._qparams)
+
+    def _round(self, real: Array, qparams: QParams) -> None:
         low, high = (np.float32(q) for q in qparams.limits)
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._rounding.add(twin, qparams.dequantize(qparams.quantize(twin)))
-            ideal = twin / qparams.scale[0] + np.float32(qparams.zero_point[0])
         half = np.float32(0.5)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._rounding.add(real, qparams.dequantize(qparams.quantize(real)))
+            ideal = real / qparams.scale[0] + np.float32(qparams.zero_point[0])
         self._clipped += int(np.count_nonzero((ideal < low - half) | (ideal > high + half)))
-        self._count += twin.size
+        self._count += real.size
 
     def row(self, node: Node) -> LayerError:
         if not self._count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from qtool.cli.common import ModelArgument, Shared, shared_options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qtool.analysis.compare import Advice, Comparison, LayerError
+    from qtool.analysis.compare import Comparison, LayerError
     from qtool.ir import Graph
 
 BATCH, BATCHES = 8, 8
@@ -106,7 +105,7 @@ def _random(graph: Graph, options: Mapping[str, Any]) -> Iterator[Mapping[str, A
 
 
 def _tables(found: Comparison, source: str, top: int) -> list[RenderableType]:
-    from qtool.cli.render import decibels, line, percent, plural
+    from qtool.cli.render import advice_lines, decibels, line, percent, plural
 
     parts: list[RenderableType] = [_weights(found.weights, top)]
     if found.samples:
@@ -116,7 +115,7 @@ def _tables(found: Comparison, source: str, top: int) -> list[RenderableType]:
             parts.append(line(f"output '{row.layer}': {decibels(row.sqnr_db)} dB, cosine {row.cosine:.5f}"))
         if found.agreement is not None:
             parts.append(line(f"both models choose the same class for {percent(found.agreement)} of the samples"))
-    parts += ["", *_advice(found.advice)]
+    parts += ["", *(advice_lines(found.advice) or [line("no layer is bad: there is nothing to change")])]
     return parts
 
 
@@ -154,32 +153,3 @@ def _shadows(rows: Sequence[LayerError], top: int) -> RenderableType:
 
 def _title(name: str, shown: Sequence[LayerError], rows: Sequence[LayerError]) -> str:
     return name if len(shown) == len(rows) else f"{name}: the worst {len(shown)} of {len(rows)}"
-
-
-def _advice(advice: Sequence[Advice]) -> list[RenderableType]:
-    from qtool.cli.render import line, some
-
-    if not advice:
-        return [line("no layer is bad: there is nothing to change")]
-    lines = []
-    for item in advice:
-        where = f"{some(item.layers)}: " if item.layers else ""
-        lines.append(line(f"{where}{item.text}", "yellow"))
-        if item.qconfig_dict:
-            lines.append(line("  qconfig_dict:"))
-            lines += [line(f"    {_key(key)}: {_yaml(value)}") for key, value in item.qconfig_dict.items()]
-    return list(lines)
-
-
-def _key(key: str) -> str:
-    """A rule's key, quoted where YAML would read something else."""
-    return key if key.replace(".", "").replace("_", "").isalnum() and not key[0].isdigit() else json.dumps(key)
-
-
-def _yaml(value: Any) -> str:
-    """A plain value in YAML's flow style."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)

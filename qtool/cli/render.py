@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import normpath
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qtool.analysis.advice import Advice
 from qtool.cli.common import printable
 from qtool.report.types import Accuracy, Latency, Report
 
@@ -80,10 +82,38 @@ def report(result: Report, *, verbose: bool = False) -> RenderableType:
         parts += ["", _fallbacks(result)]
     if result.gates:
         parts += ["", _gates(result)]
+    if result.advice:
+        parts += ["", line("what to change in the recipe", "bold"), *advice_lines(result.advice)]
     if result.warnings:
         parts += ["", *(line(f"warning: {warning}", "yellow") for warning in result.warnings)]
     parts += ["", line(f"written: {normpath(result.output)}")]
     return Group(*parts)
+
+
+def advice_lines(advice: Sequence[Advice]) -> list[RenderableType]:
+    """What is wrong with which layers, and the rules that mend it as a recipe has them."""
+    lines = []
+    for item in advice:
+        where = f"{some(item.layers)}: " if item.layers else ""
+        lines.append(line(f"{where}{item.text}", "yellow"))
+        if item.qconfig_dict:
+            lines.append(line("  qconfig_dict:"))
+            lines += [line(f"    {_key(key)}: {_yaml(value)}") for key, value in item.qconfig_dict.items()]
+    return list(lines)
+
+
+def _key(key: str) -> str:
+    """A rule's key, quoted where YAML would read something else."""
+    return key if key.replace(".", "").replace("_", "").isalnum() and not key[0].isdigit() else json.dumps(key)
+
+
+def _yaml(value: object) -> str:
+    """A plain value in YAML's flow style."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _summary(result: Report) -> RenderableType:

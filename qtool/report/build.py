@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qtool import native
+from qtool.analysis.advice import Advice
 from qtool.analysis.compare import Pair, compare_weights
 from qtool.engine.overflow import check_accumulators
 from qtool.ir import Graph, Node
@@ -33,6 +34,7 @@ class Measured:
     latency: Latency | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
     """The kernel that each node of the quantized model runs on, where its latency was measured."""
+    advice: tuple[Advice, ...] = ()
 
 
 def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measured: Measured) -> Report:
@@ -51,6 +53,7 @@ def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measu
         rules=tuple(RuleRow(row.key, row.where, row.count, row.modules) for row in prepared.matches.table),
         warnings=(*calibrated.warnings, *check_accumulators(lowered), *_engine_warnings(measured)),
         gates=_gates(recipe, measured),
+        advice=measured.advice,
         provenance=provenance(quantized),
     )
 

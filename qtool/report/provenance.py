@@ -45,7 +45,7 @@ def recorded_calibration(graph: Graph, file: Path) -> DataConfig | None:
     place, split, size = used.get("data"), config.get("split", ""), config.get("batch_size", 32)
     if not isinstance(place, str) or not isinstance(split, str) or not _is_count(size):
         return None
-    data = Path(os.path.realpath(file)).parent / place
+    data = Path(os.path.normpath(Path(os.path.realpath(file)).parent / place))
     try:
         return DataConfig(data, split, size, preprocess=_preprocess(config)) if data.exists() else None
     except (TypeError, ValueError, OSError):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qtool.analysis.advice import Advice
+
 SCHEMA = "qtool.report/1"
 
 Real = float
@@ -120,6 +122,8 @@ class Report:
     rules: tuple[RuleRow, ...]
     warnings: tuple[str, ...]
     gates: tuple[Gate, ...] = ()
+    advice: tuple[Advice, ...] = ()
+    """What to change in the recipe, where more than a point of accuracy is lost."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA
 
