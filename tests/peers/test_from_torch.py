@@ -468,6 +468,85 @@ def test_broken_pt2_files(tmp_path):
         load_model(path)
 
 
+# control flow
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def branches(self):
+        return lambda x, z: self.a(x).relu() + z.sum() / x.shape[0], lambda x, z: self.b(x + z) - 1
+
+    def forward(self, x):
+        with torch.no_grad():
+            z = x * 2
+        return torch.cond(x.sum() > 0, *self.branches(), (x, z)) * 2
+
+
+def test_branches_become_bodies_whose_layers_can_be_quantized():
+    module = Branches().eval()
+    graph = qtool.from_torch(module, [draw(2, 4)])
+    (node,) = (node for node in graph.nodes if node.op == "if")
+    for name, layer in (("then_branch", "a"), ("else_branch", "b")):
+        body = node.graphs[name]
+        assert body.producers[layer].inputs[1:] == (f"{layer}.weight", f"{layer}.bias")
+        assert f"{layer}.weight" in body.initializers
+    for sign, branch in zip((1, -1), module.branches(), strict=True):
+        x = sign * draw(3, 4).abs()
+        with torch.inference_mode():
+            expected = branch(x, x * 2).numpy() * 2
+        for result in (reference.run(graph, feeds_of(graph, x)), qtool.Session(graph).run(feeds_of(graph, x))):
+            np.testing.assert_allclose(next(iter(result.values())), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_switches_in_files_are_passed_over(tmp_path):
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.first(x).relu()
+            return self.second(x)
+
+    module = Frozen().eval()
+    dims = ({0: torch.export.Dim("batch")},)
+    graph = load_model(saved(module, (draw(2, 4),), tmp_path / "net.pt2", dims))
+    assert [node.scope for node in graph.nodes] == ["first", "", "second"]
+    assert_agree(graph, module, draw(5, 4))
+
+
+def test_language_models():
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.rnn, self.out = nn.Embedding(20, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 20)
+
+        def forward(self, ids):
+            return self.out(self.rnn(self.embed(ids))[0])
+
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 20, (2, 7)))
+    graph = converted(Language(), ids)
+    assert [(node.op, node.scope) for node in graph.nodes if node.op in ("embedding", "lstm", "linear")] == [
+        ("embedding", "embed"),
+        ("lstm", "rnn"),
+        ("linear", "out"),
+    ]
+    assert "embed.weight" in graph.initializers
+
+
+def test_the_graph_has_parameters_of_its_own():
+    module = nn.Linear(3, 2)
+    graph = qtool.from_torch(module, [draw(2, 3)])
+    before = graph.initializers["weight"].copy()
+    with torch.no_grad():
+        module.weight += 1
+    np.testing.assert_array_equal(graph.initializers["weight"], before)
+
+
 # errors
 
 

@@ -52,7 +52,7 @@ def from_torch(
 
     with _evaluating(module):
         program = export(module, tuple(example_inputs), dynamic_batch)
-    return import_program(program, type(module).__name__)
+    return import_program(program, type(module).__name__, copy=True)
 
 
 def load_pt2(path: str | os.PathLike[str]) -> Graph:

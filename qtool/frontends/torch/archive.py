@@ -73,7 +73,10 @@ FUNCTIONS = frozenset(
         "Piecewise",
     }
 )
-TARGET = re.compile(r"torch\.ops\.(aten|prims)(\.[A-Za-z0-9_]+)+|torch\.sym_[a-z]+|(_operator|math)\.[a-z_]+")
+TARGET = re.compile(
+    r"torch\.ops\.(aten|prims)(\.[A-Za-z0-9_]+)+|torch\.sym_[a-z]+|(_operator|math)\.[a-z_]+"
+    r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)"
+)
 OBJECTS = ("custom_obj", "opaque_obj")
 COMPILED = (".so", ".cubin", ".dll", ".dylib", ".o", ".cpp")
 

@@ -35,6 +35,10 @@ class GraphBuilder(Builder):
     def has(self, name: str) -> bool:
         return name in self._values
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self._inputs)
+
     def initializer(self, name: str) -> Array | None:
         return self._initializers.get(name)
 
@@ -235,4 +239,4 @@ def dtype_of(fake: Any) -> DType:
     try:
         return DType(name)
     except ValueError:
-        raise Unsupported(f"it gives a tensor of {name}") from None
+        raise Unsupported(f"qtool has no tensors of {name}") from None

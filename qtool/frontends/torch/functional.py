@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from qtool.errors import ModelError
 from qtool.frontends.torch.table import SKIPPED, TABLE
 
 
 def functional(program: Any) -> Any:
     """The same program without effects that matter, and with operators that have no converter taken apart by torch."""
-    if any(_writes(node) for node in program.graph.nodes):
+    if any(_writes(node) for node in _nodes(program)):
         program = _decomposed(program, {})
-    unknown = {node.target for node in program.graph.nodes if _is_unknown(node)}
+    unknown = {node.target for node in _nodes(program) if _is_unknown(node)}
     if not unknown:
         return program
     known = torch.export.default_decompositions()
     table = {target: known[target] for target in unknown if target in known}
-    return _decomposed(program, table) if table else program
+    try:
+        return _decomposed(program, table) if table else program
+    except ModelError:
+        return program  # the import then names what is not known
+
+
+def _nodes(program: Any) -> Iterator[Any]:
+    """Those of the graphs within the graph as well."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes
 
 
 def _decomposed(program: Any, table: dict[Any, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return program.run_decompositions(table)
+        try:
+            return program.run_decompositions(table)
+        except Exception as error:  # torch's passes raise anything for programs they cannot take
+            text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:400]}"
+            raise ModelError(f"torch cannot take its operators apart: {text}") from error
 
 
 def _is_unknown(node: Any) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, torch._ops.OpOverload) or isinstance(node.meta.get("val"), (int, torch.SymInt)):
         return False
     name = str(node.target._schema.name).partition("::")[2]
     return name not in TABLE and name.rstrip("_") not in TABLE and name not in SKIPPED

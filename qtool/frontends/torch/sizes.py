@@ -45,6 +45,19 @@ class Sizes:
             raise Unsupported(f"its input '{name}' has sizes {tuple(map(str, sizes))}, not one symbol an axis")
         return tuple(shape)
 
+    def inside(self) -> Sizes:
+        """For the body of control flow: the same names, with sources and tensors of its own."""
+        other = Sizes()
+        other._names = self._names
+        return other
+
+    def add_sources(self, name: str, sizes: Iterable[Size]) -> None:
+        """A tensor whose axes tell the sizes that are symbols."""
+        for axis, size in enumerate(sizes):
+            expr = expression(size)
+            if not isinstance(expr, int) and expr.is_Symbol:
+                self.sources.setdefault(expr, (name, axis))
+
     def dim(self, size: Size) -> Dim:
         """The size as a graph has it: a number, a product of symbols, or ``"?"`` for anything else."""
         expr = expression(size)
