@@ -285,6 +285,35 @@ def test_weights_with_a_zero_point_are_floats(path):
     assert ops(graph) == ["quantize", "dequantize", "conv2d", "quantize", "dequantize"]
 
 
+@pytest.mark.parametrize(("kind", "zero", "op"), [("int8", 0, True), ("uint8", 128, True), ("uint8", 100, False)])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_dynamically_quantized_models_run_in_int8(path, kind, zero, op, per_channel):
+    """As ONNX Runtime's quantize_dynamic writes a linear layer; the same numbers either way."""
+    constants = {
+        "w_quantized": RNG.integers(1, 100, (32, 6)).astype(kind),
+        "ws": RNG.uniform(0.01, 0.02, 6 if per_channel else ()).astype(np.float32),
+        "wz": np.array(zero, kind),
+        "b": floats(6),
+    }
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q s z"),
+        node("Mul", "ws s", "scales"),
+        node("MatMulInteger", "q w_quantized z wz", "m"),
+        node("Cast", "m", "f", to=FLOAT),
+        node("Mul", "f scales", "p", "fc"),
+        node("Add", "p b", "y"),
+    ]
+    file = write(path, nodes, [info("x", ["n", 32])], [info("y", None)], constants)
+    graph = load_model(file)
+    assert (ops(graph) == ["linear_dynamic"]) is op
+    assert graph.backend == ("fbgemm" if op else "")
+    x = floats(5, 32)
+    y = run(graph, {"x": x})["y"]
+    np.testing.assert_allclose(y, run(import_onnx(file), {"x": x})["y"], rtol=1e-6, atol=1e-5)
+    exact = x @ ((constants["w_quantized"].astype(np.float32) - zero) * constants["ws"]) + constants["b"]
+    assert np.abs(y - exact).max() < 0.03 * np.abs(exact).max()
+
+
 def test_external_data_are_mapped(path, tmp_path):
     weight = floats(64, 64)
     write(path, [node("MatMul", "x w", "y")], [info("x", ["n", 64])], [info("y", None)], {"w": weight})

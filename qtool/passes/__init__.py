@@ -17,6 +17,7 @@ from qtool.passes.fold_bn import fold_batch_norm
 from qtool.passes.fold_pad import fold_pad
 from qtool.passes.fuse_activation import fuse_clamp, fuse_relu
 from qtool.passes.fuse_bias import fuse_bias
+from qtool.passes.fuse_dynamic import fuse_dynamic
 from qtool.passes.fuse_lists import fuse_lists
 from qtool.passes.fuse_residual import fuse_residual
 from qtool.passes.recognize_gelu import recognize_gelu
@@ -52,6 +53,7 @@ SIMPLIFY: tuple[Pass, ...] = (
     recognize_gelu,
     recognize_swish,
     recognize_layer_norm,
+    fuse_dynamic,  # before the biases, which are its own then
     fuse_bias,  # behind layer norm, whose own bias is an add too
     drop_dead,  # what the patterns left behind
 )
