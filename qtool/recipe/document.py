@@ -160,11 +160,7 @@ RECIPE = Table(
             ),
             "calibration": Key(Table(MappingProxyType(_DATA)), "data to observe"),
             "evaluation": Key(
-                Table(
-                    MappingProxyType(
-                        {**_DATA, "metric": Key(MetricName(METRICS), "what is measured (top1), or module:function")}
-                    )
-                ),
+                Table(MappingProxyType({**_DATA, "metric": _METRIC})),
                 "data to measure the accuracy on",
             ),
             "latency": Key(
