@@ -1,11 +1,6 @@
-"""PyTorch modules and .pt2 files as graphs: outputs against torch itself, module names, sizes, and refusals."""
+"""PyTorch modules as graphs: outputs against torch itself, module names, parameters, sizes."""
 
 from __future__ import annotations
-
-import io
-import json
-import warnings
-import zipfile
 
 import numpy as np
 import pytest
@@ -13,66 +8,23 @@ import pytest
 import qtool
 from qtool import zoo
 from qtool.engine import reference
-from qtool.errors import MissingExtraError, ModelError
-from qtool.pipeline import load_model
+from qtool.errors import ModelError
 from qtool.zoo.weights import parameters
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from torch_nets import TORCH  # noqa: E402
-
-from qtool.frontends import torch as frontend  # noqa: E402
+from torch_graphs import (  # noqa: E402
+    SMALL_IMAGE,
+    Call,
+    X,
+    assert_agree,
+    converted,
+    draw,
+    feeds_of,
+    with_zoo_weights,
+)
 
 pytestmark = pytest.mark.peers
-torch.set_num_threads(1)
-
-SMALL_IMAGE = {"resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "googlenet": 70, "inception_v3": 107}
-
-
-def draw(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
-
-
-def leaves(value):
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if leaf is not None]
-
-
-def feeds_of(graph, inputs):
-    return dict(zip(graph.inputs, (tensor.numpy() for tensor in leaves(inputs)), strict=True))
-
-
-def assert_agree(graph, module, *inputs, session=True):
-    """Both engines against the module, to 1e-4 of each output's largest number; types and shapes exactly."""
-    with torch.inference_mode():
-        expected = [leaf.numpy() for leaf in leaves(module(*inputs))]
-    feeds = feeds_of(graph, inputs)
-    results = [reference.run(graph, feeds)]
-    if session:
-        results.append(qtool.Session(graph).run(feeds))
-    for result in results:
-        for ours, theirs in zip(result.values(), expected, strict=True):
-            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-            if theirs.dtype.kind != "f":
-                np.testing.assert_array_equal(ours, theirs)
-            else:
-                largest = np.abs(theirs[np.isfinite(theirs)]).max(initial=0)
-                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * largest)
-
-
-def converted(module, *inputs, **more):
-    module.eval()
-    graph = qtool.from_torch(module, inputs, **more)
-    assert_agree(graph, module, *inputs)
-    return graph
-
-
-def with_zoo_weights(name, seed=1, **more):
-    graph = zoo.build(name, seed=seed, image=SMALL_IMAGE[name], transform=more.get("transform_input", False))
-    module = TORCH[name](**more).eval()
-    state = {key: torch.from_numpy(array.copy()) for key, array in parameters(graph).items()}
-    module.load_state_dict(state, strict=False)
-    return graph, module
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -222,253 +174,7 @@ def test_sequences_of_layers(name):
     assert_agree(graph, module, draw(5, *shape, seed=1))
 
 
-# functions
-
-
-class Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-        self.weight = nn.Parameter(draw(4, 6, seed=7))
-        self.register_buffer("mask", torch.ones(5, 5).tril() == 0)
-
-    def forward(self, *inputs):
-        return self.function(self, *inputs)
-
-
-def assigned(x):
-    y = x * 1
-    y[:, 1] = 0.5
-    y[:, :, 2:] = x[:, :, :2]
-    return y
-
-
-def filled_in_place(x):
-    y = x + 1
-    y[:, 0].fill_(1.0)
-    return F.relu_(y)
-
-
-X = (2, 3, 4)
-FUNCTIONS = {
-    "arithmetic": (lambda _, x: (x + 1) * 2 - 0.5 / (x.abs() + 1) + (3 - x) ** 2 + x**3 + (x * x + 1).rsqrt(), X),
-    "alpha": (lambda _, x: torch.add(x, x * x, alpha=0.5) - torch.rsub(x, 2), X),
-    "comparisons": (lambda _, x: (torch.where((x > 0) & (x < 1) | (x == 0), x, -x), x != 0, (x > 0).sum(-1)), X),
-    "masks": (lambda m, x: (x @ x.mT).masked_fill(m.mask[:3, :3], float("-inf")).softmax(-1), X),
-    "weights": (lambda m, x: (x @ m.weight, torch.addmm(m.weight[0], x[:, 0], m.weight)), X),
-    "reductions": (lambda _, x: (x.mean(1), x.sum((1, 2)), x.amax(-1), x.max(), x.max(1), x.argmin(1), x.std(-1)), X),
-    "more_reductions": (lambda _, x: (x.var(1, correction=0), x.norm(dim=-1), (x > 2).any(1), x.logsumexp(1)), X),
-    "shapes": (lambda _, x: (x.view(x.shape[0], -1), x.flatten(1), x.unflatten(1, (3, 1)), x.permute(2, 0, 1)), X),
-    "places": (lambda _, x: (x[:, 0], x[:, -1, 1:3], x[..., ::2], x[:, [0, 2]], x.flip(1), x.roll(1, 1)), X),
-    "repeats": (lambda _, x: (x.unsqueeze(1).expand(-1, 5, -1, -1), x.repeat(1, 2, 1), x.unsqueeze(1).squeeze(1)), X),
-    "parts": (lambda _, x: (torch.cat(x.chunk(2, 2)), torch.stack(x.split(2, 1)[:1], 1), *x.unbind(1)), X),
-    "clamps": (lambda _, x: (x.clamp(-0.3), x.clamp(max=0.2), F.relu6(x * 9), F.hardtanh(x), x.clamp(-0.1, 0.1)), X),
-    "activations": (
-        lambda _, x: [
-            f(x) for f in (F.gelu, F.silu, F.mish, F.elu, F.selu, F.celu, F.softplus, F.hardswish, F.hardsigmoid, F.glu)
-        ],
-        X,
-    ),
-    "composed": (lambda _, x: [f(x) for f in (F.logsigmoid, F.softsign, F.tanhshrink, F.hardshrink, F.normalize)], X),
-    "padding": (lambda _, x: [F.pad(x, (1, 2), mode=mode) for mode in ("constant", "reflect", "replicate")], X),
-    "new": (lambda _, x: (torch.cat([torch.zeros(x.shape[0], 1, 4), x], 1), x + torch.arange(x.shape[2])), X),
-    "sizes": (lambda _, x: x.sum() / x.shape[0] + x.reshape(x.shape[0] * 3, 4)[0, 0] + x.numel(), X),
-    "types": (lambda _, x: (x.long().float(), x.int() + 1, (x > 0).float(), x.double(), x.long() // 2, x % 0.7), X),
-    "top": (lambda _, x: (x.cumsum(1), x.topk(2), x.tril(), torch.einsum("bij,bkj->bik", x, x)), X),
-    "assignment": (lambda _, x: assigned(x), X),
-    "in_place": (lambda _, x: filled_in_place(x), X),
-    "outputs": (lambda m, x: {"weight": m.weight * 2, "input": x, "twice": (x, None)}, X),
-    "attention": (
-        lambda m, x: (
-            F.scaled_dot_product_attention(x, x, x, is_causal=True),
-            F.scaled_dot_product_attention(x, x, x, attn_mask=~m.mask, scale=0.3),
-            F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True),
-        ),
-        (2, 4, 5, 8),
-    ),
-    "resizing": (
-        lambda _, x: (
-            F.interpolate(x, scale_factor=2),
-            F.interpolate(x, size=(5, 7), mode="bilinear"),
-            F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
-            F.interpolate(x, scale_factor=2, mode="bicubic"),
-        ),
-        (2, 3, 4, 5),
-    ),
-    "pools": (
-        lambda _, x: (
-            F.max_pool2d(x, 2, ceil_mode=True),
-            F.avg_pool2d(x, 2, divisor_override=3),
-            F.adaptive_avg_pool2d(x, (None, 2)),
-            F.adaptive_max_pool2d(x, 2),
-        ),
-        (2, 3, 9, 9),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions(name):
-    function, shape = FUNCTIONS[name]
-    module = Call(function).eval()
-    graph = converted(module, draw(*shape))
-    assert_agree(graph, module, draw(5, *shape[1:], seed=1))
-
-
-# sizes
-
-
-def test_a_batch_of_one_is_taken_as_any():
-    graph = converted(nn.Linear(4, 3), draw(1, 4))
-    assert [graph.values[name].shape for name in (*graph.inputs, *graph.outputs)] == [("N", 4), ("N", 3)]
-    fixed = converted(nn.Linear(4, 3), draw(1, 4), dynamic_batch=False)
-    assert fixed.values[fixed.inputs[0]].shape == (1, 4)
-
-
-def test_a_module_made_for_one_batch_size_is_refused():
-    module = Call(lambda _, x: x + torch.ones(2, 1, 1))
-    with pytest.raises(ModelError, match=r"only works for the batch size of the example \(2\).*dynamic_batch=False"):
-        qtool.from_torch(module, [draw(*X)])
-    converted(module, draw(*X), dynamic_batch=False)
-
-
-# files
-
-
-def saved(module, example, path, dynamic=None, decomposed=False):
-    program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
-        torch.export.save(program.run_decompositions() if decomposed else program, path)
-    return path
-
-
-@pytest.mark.parametrize("decomposed", [False, True])
-def test_pt2_files(tmp_path, decomposed):
-    _, module = with_zoo_weights("resnet18")
-    x = draw(2, 3, 64, 64)
-    path = saved(module, (x,), tmp_path / "net.pt2", ({0: torch.export.Dim("batch")},), decomposed)
-    graph = load_model(path)
-    assert_agree(graph, module, draw(3, 3, 64, 64, seed=1))
-    direct = qtool.from_torch(module, [x])
-    layers = ("conv2d", "batch_norm", "linear")
-    assert [(n.name, n.inputs) for n in graph.nodes if n.op in layers[:2]] == [
-        (n.name, n.inputs) for n in direct.nodes if n.op in layers[:2]
-    ]
-    assert graph.producers["fc"].inputs[1:] == ("fc.weight", "fc.bias")
-
-
-def test_pt2_files_with_two_open_sizes(tmp_path):
-    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
-    module = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
-    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    graph = load_model(saved(module, (draw(3, 5, 16),), tmp_path / "net.pt2", (dims,)))
-    batch, tokens, width = graph.values[graph.inputs[0]].shape
-    assert (batch, width) == ("N", 16)
-    assert isinstance(tokens, str)
-    assert graph.values[graph.outputs[0]].shape == (batch, tokens, width)
-    for sizes in ((1, 7), (4, 2)):
-        assert_agree(graph, module, draw(*sizes, 16))
-
-
-def rewritten(path, change):
-    """The archive with the text of its program, or with members, changed."""
-    result = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(result, "w") as new:
-        for info in old.infolist():
-            change(new, info.filename, old.read(info))
-    path.write_bytes(result.getvalue())
-    return path
-
-
-HARMFUL = [
-    "__import__('os').system('true')",
-    "exec(input())",
-    "().__class__",
-    "s0.x",
-    "[1 for a in s0]",
-    "Symbol('a b')",
-]
-
-
-@pytest.mark.parametrize("text", HARMFUL)
-def test_pt2_files_that_would_have_code_evaluated_are_refused(tmp_path, text):
-    path = saved(nn.Linear(3, 2), (draw(2, 3),), tmp_path / "net.pt2", ({0: torch.export.Dim("batch")},))
-    found = []
-
-    def change(new, name, data):
-        if name.endswith("models/model.json"):
-            program = json.loads(data)
-            spoil(program, found)
-            data = json.dumps(program)
-        new.writestr(name, data)
-
-    def spoil(item, found):
-        for value in item.values() if isinstance(item, dict) else item:
-            if isinstance(value, dict) and "expr_str" in value:
-                found.append(value["expr_str"])
-                value["expr_str"] = text
-            elif isinstance(value, (dict, list)):
-                spoil(value, found)
-
-    with pytest.raises(ModelError, match="expected arithmetic on sizes"):
-        load_model(rewritten(path, change))
-    assert found
-
-
-def with_members(more):
-    def change(new, name, data):
-        new.writestr(name, more.pop(name.split("/", 1)[1], data))
-        if name.endswith("/version"):
-            for extra in [extra for extra in more if extra.startswith("+")]:
-                new.writestr(f"{name.split('/')[0]}/{extra[1:]}", more.pop(extra))
-
-    return change
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("unpickled",))
-
-
-def test_pt2_files_with_more_than_tensors_are_refused(tmp_path, capsys):
-    evil = io.BytesIO()
-    torch.save({"x": Evil()}, evil)
-    cases = {
-        "data/sample_inputs/model.pt": (evil.getvalue(), "holds more than tensors"),
-        "+data/aotinductor/model/a.so": (b"", "compiled code"),
-        "+data/constants/custom_obj_0": (b"", "no tensor"),
-        "models/model.json": (b"{}", "no exported program"),
-    }
-    for name, (data, message) in cases.items():
-        path = saved(nn.Linear(3, 2), (draw(2, 3),), tmp_path / "net.pt2")
-        with pytest.raises(ModelError, match=message):
-            load_model(rewritten(path, with_members({name: data})))
-    assert "unpickled" not in capsys.readouterr().out
-
-
-def test_pt2_files_that_call_other_functions_are_refused(tmp_path):
-    path = saved(nn.Linear(3, 2), (draw(2, 3),), tmp_path / "net.pt2")
-
-    def change(new, name, data):
-        new.writestr(name, data.replace(b"torch.ops.aten.linear.default", b"torch.os.system"))
-
-    with pytest.raises(ModelError, match=r"it calls 'torch\.os\.system'"):
-        load_model(rewritten(path, change))
-
-
-def test_broken_pt2_files(tmp_path):
-    path = tmp_path / "net.pt2"
-    with pytest.raises(ModelError, match=r"net\.pt2"):
-        load_model(path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(ModelError, match=r"cannot be read as a \.pt2 archive"):
-        load_model(path)
-
-
-# control flow
+# control flow, parameters
 
 
 class Branches(nn.Module):
@@ -501,24 +207,6 @@ def test_branches_become_bodies_whose_layers_can_be_quantized():
             np.testing.assert_allclose(next(iter(result.values())), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_switches_in_files_are_passed_over(tmp_path):
-    class Frozen(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            with torch.no_grad():
-                x = self.first(x).relu()
-            return self.second(x)
-
-    module = Frozen().eval()
-    dims = ({0: torch.export.Dim("batch")},)
-    graph = load_model(saved(module, (draw(2, 4),), tmp_path / "net.pt2", dims))
-    assert [node.scope for node in graph.nodes] == ["first", "", "second"]
-    assert_agree(graph, module, draw(5, 4))
-
-
 def test_language_models():
     class Language(nn.Module):
         def __init__(self):
@@ -547,56 +235,18 @@ def test_the_graph_has_parameters_of_its_own():
     np.testing.assert_array_equal(graph.initializers["weight"], before)
 
 
-# errors
+# sizes
 
 
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = (
-            Call(lambda _, x: torch.hypot(x, x)),
-            nn.Sequential(Call(lambda _, x: torch.svd(x)[1])),
-        )
-
-    def forward(self, x):
-        return self.second(torch.atan2(self.first(x), x).relu())
+def test_a_batch_of_one_is_taken_as_any():
+    graph = converted(nn.Linear(4, 3), draw(1, 4))
+    assert [graph.values[name].shape for name in (*graph.inputs, *graph.outputs)] == [("N", 4), ("N", 3)]
+    fixed = converted(nn.Linear(4, 3), draw(1, 4), dynamic_batch=False)
+    assert fixed.values[fixed.inputs[0]].shape == (1, 4)
 
 
-def test_all_operators_without_a_converter_are_named_at_once():
-    with pytest.raises(ModelError) as info:
-        qtool.from_torch(Two(), [draw(*X)])
-    message = str(info.value)
-    assert "aten.hypot.default in first: it is not known" in message
-    assert "aten.atan2.default in the model itself: it is not known" in message
-    assert "svd" in message
-    assert "in second.0: it is not known" in message
-    assert message.endswith("Write these modules with other operators, or leave them out of the exported module.")
-
-
-def test_states_that_change_are_refused():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(()))
-
-        def forward(self, x):
-            self.seen += 1
-            return x + self.seen
-
-    with pytest.raises(ModelError, match="changes 'seen' as it runs"):
-        qtool.from_torch(Counts(), [draw(*X)])
-
-
-def test_numbers_that_decide_sizes_or_branches_are_refused():
-    with pytest.raises(ModelError, match="selects by a mask"):
-        qtool.from_torch(Call(lambda _, x: x[x > 0]), [draw(*X)])
-    with pytest.raises(ModelError, match=r"torch\.export cannot export Call"):
-        qtool.from_torch(Call(lambda _, x: x if x.sum() > 0 else -x), [draw(*X)])
-
-
-def test_without_torch(monkeypatch):
-    monkeypatch.setattr(frontend, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"qtool\[torch\]"):
-        qtool.from_torch(nn.Linear(2, 2), [draw(1, 2)])
-    with pytest.raises(MissingExtraError, match=r"qtool\[torch\]"):
-        load_model("some.pt2")
+def test_a_module_made_for_one_batch_size_is_refused():
+    module = Call(lambda _, x: x + torch.ones(2, 1, 1))
+    with pytest.raises(ModelError, match=r"only works for the batch size of the example \(2\).*dynamic_batch=False"):
+        qtool.from_torch(module, [draw(*X)])
+    converted(module, draw(*X), dynamic_batch=False)
