@@ -80,7 +80,7 @@ def cli() -> None:
     missed, 130 interrupted.
 
     \b
-    Completion of commands, options and files, for this shell (zsh_source and fish_source for the others):
+    Completion of commands, options and files, in bash (zsh, fish: zsh_source, fish_source):
       eval "$(_QTOOL_COMPLETE=bash_source qtool)"
     """
 

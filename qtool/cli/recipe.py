@@ -27,7 +27,7 @@ def command() -> None:
     """
 
 
-@command.command("check")
+@command.command("check", short_help="Check a recipe against its model and data.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in qtool quantize.")
 @shared_options
@@ -80,7 +80,7 @@ def _show_check(shared: Shared, recipe: Path, checked: Checked) -> None:
     shared.show(line(f"{recipe} is good: {count} of {count + len(prepared.fallbacks)} layers would be quantized"))
 
 
-@command.command("init")
+@command.command("init", short_help="Write a commented recipe to start from.")
 @click.option("--model", default="model.npz", show_default=True, help="The float model.")
 @click.option("--data", default="data.npz", show_default=True, help="Calibration and evaluation data.")
 @click.option("--result", default="model.int8.npz", show_default=True, help="Where the quantized model will go.")
@@ -108,7 +108,7 @@ def init(model: str, data: str, result: str, backend: str, output: Path | None) 
     click.echo(f"{output}: adapt it, then: qtool recipe check {output}", err=True)
 
 
-@command.command("schema")
+@command.command("schema", short_help="Print the JSON schema of recipes.")
 def schema() -> None:
     """Print the JSON schema of recipes, for editors.
 
@@ -121,7 +121,7 @@ def schema() -> None:
     click.echo(json.dumps(recipe_schema(), indent=2))
 
 
-@command.command("presets")
+@command.command("presets", short_help="List the presets that a qconfig can name.")
 @shared_options
 def presets(shared: Shared) -> None:
     """List the presets that a qconfig can name, and what each does; with -v what PyTorch calls them.
