@@ -149,7 +149,7 @@ def _turned_weight(call: Call, weight: Known, is_out_in: bool, factor: float) ->
     if weight.array is not None:
         matrix = weight.array if is_out_in else weight.array.T
         with np.errstate(all="ignore"):  # infinities and NaN stay what they are
-        return constant_of(matrix if factor == 1.0 else matrix * np.float32(factor), weight.hint)
+            return constant_of(matrix if factor == 1.0 else matrix * np.float32(factor), weight.hint)
     if "integers" not in weight.notes or factor != 1.0:
         return None
     array, qparams, hint = weight.notes["integers"]
