@@ -146,6 +146,19 @@ def test_pt2_files_that_call_other_functions_are_refused(tmp_path):
         load_model(rewritten(path, change))
 
 
+@pytest.mark.parametrize("word", ["default_factory_module", "default\\\\u005ffactory_module", "__enum__"])
+def test_pt2_files_that_would_have_modules_imported_are_refused(tmp_path, word):
+    path = saved(nn.Linear(3, 2), (draw(2, 3),), tmp_path / "net.pt2")
+
+    def change(new, name, data):
+        changed = data.replace(b'"in_spec": "', b'"in_spec": "' + word.encode())
+        assert (changed != data) == name.endswith("models/model.json")
+        new.writestr(name, changed)
+
+    with pytest.raises(ModelError, match="more than tuples, lists and dicts"):
+        load_model(rewritten(path, change))
+
+
 def test_broken_pt2_files(tmp_path):
     path = tmp_path / "net.pt2"
     with pytest.raises(ModelError, match=r"net\.pt2"):

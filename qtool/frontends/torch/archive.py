@@ -77,6 +77,7 @@ TARGET = re.compile(
     r"torch\.ops\.(aten|prims)(\.[A-Za-z0-9_]+)+|torch\.sym_[a-z]+|(_operator|math)\.[a-z_]+"
     r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)"
 )
+STRUCTURES = ("in_spec", "out_spec")
 OBJECTS = ("custom_obj", "opaque_obj")
 COMPILED = (".so", ".cubin", ".dll", ".dylib", ".o", ".cpp")
 
@@ -134,10 +135,17 @@ def _check_texts(item: Any, depth: int) -> None:
                 check_expression(value)
             elif key == "target" and isinstance(value, str) and "inputs" in item and not TARGET.fullmatch(value):
                 raise ModelError(f"it calls {value[:100]!r}; expected PyTorch's own operators")
-            elif isinstance(value, str) and "default_factory_module" in value:
-                raise ModelError("it names a Python function that makes its inputs or outputs")
+            elif key in STRUCTURES and isinstance(value, str):
+                _check_structure(value)
             else:
                 _check_texts(value, depth + 1)
+
+
+def _check_structure(text: str) -> None:
+    """The nesting of inputs or outputs, JSON within JSON: torch imports what it names as a factory or an enumeration.
+    Escapes could hide these words."""
+    if any(word in text for word in ("default_factory", "__enum__", "\\u")):
+        raise ModelError("its inputs or outputs are more than tuples, lists and dicts with plain keys")
 
 
 def check_expression(text: Any) -> None:
