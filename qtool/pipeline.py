@@ -15,7 +15,6 @@ from qtool.analysis.compare import compare
 from qtool.analysis.evaluate import EngineOptions, measure_accuracy
 from qtool.analysis.latency import random_feeds, time_interleaved
 from qtool.analysis.metrics import find_metric
-from qtool.analysis.metrics import find_metric
 from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
 from qtool.frontends.onnx import import_onnx
