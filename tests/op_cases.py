@@ -350,6 +350,15 @@ def recurrent_dynamic(draw: Draw, op: str) -> Case:
     return Case(op, attrs, (x, *weights, bias, lengths), (0,) if lengths is None or not layout else (0, 4))
 
 
+@st.composite
+def embedding_rows(draw: Draw, op: str) -> Case:
+    rng, bits, columns = make_rng(draw), draw(st.sampled_from([4, 8])), draw(st.integers(1, 6))
+    table = rng.integers(0, 256, (draw(st.integers(1, 9)), -(-columns * bits // 8))).astype(np.uint8)
+    ids = rng.integers(0, len(table), shapes(draw, 0, 3))
+    arrays = (ids, table, normal(rng, len(table)), normal(rng, len(table)))
+    return Case(op, {"bits": bits, "columns": columns}, arrays, (0,) if ids.ndim else ())
+
+
 STRATEGIES: dict[Callable[[str], st.SearchStrategy[Case]], str] = {
     conv: "conv1d conv2d",
     pool: "max_pool1d max_pool2d avg_pool1d avg_pool2d",
@@ -375,6 +384,7 @@ STRATEGIES: dict[Callable[[str], st.SearchStrategy[Case]], str] = {
     split: "split",
     reduce: "mean sum",
     embedding: "embedding",
+    embedding_rows: "embedding_rows",
     recurrent_dynamic: "lstm_dynamic gru_dynamic rnn_dynamic",
 }
 CASES = {op: make(op) for make, ops in STRATEGIES.items() for op in ops.split()}

@@ -134,6 +134,8 @@ def _precision(graph: Graph, node: Node) -> str:
 
     if get(node.op).dynamic_of:
         return "int8 dynamic"
+    if node.op == "embedding_rows":
+        return f"int{node.attrs.get('bits', 8)} rows"
     return "float32" if graph.values[node.outputs[0]].qparams is None else "int8"
 
 

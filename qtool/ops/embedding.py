@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from qtool.errors import DataError
 from qtool.ir import Array, DType, TensorType
 from qtool.ops.activation import NoAttrs
-from qtool.ops.dims import need_float, need_rank
-from qtool.ops.registry import OpSpec, register, require
+from qtool.ops.dims import need_float, need_rank, need_shape, spell
+from qtool.ops.registry import Attrs, OpSpec, register, require
+
+
+@dataclass(frozen=True)
+class EmbeddingRowsAttrs(Attrs):
+    """Rows of ``columns`` numbers of 8 bits, or of 4: two in a byte, the first in the lower half."""
+
+    columns: int
+    bits: int = 8
 
 
 def embedding_type(_: NoAttrs, ids: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
@@ -23,6 +35,42 @@ def embedding(_: NoAttrs, ids: Array, weight: Array) -> tuple[Array, ...]:
     return (weight[ids],)
 
 
+def embedding_rows_type(
+    attrs: EmbeddingRowsAttrs, ids: TensorType, weight: TensorType, scale: TensorType, offset: TensorType
+) -> tuple[TensorType, ...]:
+    require(ids.dtype in (DType.INT64, DType.INT32), f"{ids.dtype.value} as ids", "int64 or int32")
+    require(attrs.bits in (4, 8), f"bits {attrs.bits}", "8 or 4")
+    require(attrs.columns >= 1, f"columns {attrs.columns}", "at least 1")
+    require(weight.dtype is DType.UINT8, f"{weight.dtype.value} as weight", "uint8")
+    need_rank("weight", weight, 2, "(rows, bytes)")
+    width = -(-attrs.columns * attrs.bits // 8)
+    require(weight.shape[1] == width, f"weight of shape {spell(weight.shape)}", f"{width} bytes a row")
+    need_float(scale=scale, offset=offset)
+    need_shape("scale", scale, weight.shape[:1])
+    need_shape("offset", offset, weight.shape[:1])
+    return (TensorType(scale.dtype, (*ids.shape, attrs.columns)),)
+
+
+def embedding_rows(
+    attrs: EmbeddingRowsAttrs, ids: Array, weight: Array, scale: Array, offset: Array
+) -> tuple[Array, ...]:
+    """scale * q + offset of the rows asked for, rounded once, as FBGEMM has it."""
+    (rows,) = embedding(NoAttrs(), ids, weight)
+    if attrs.bits == 4:
+        rows = np.stack([rows & 15, rows >> 4], axis=-1).reshape(*ids.shape, -1)[..., : attrs.columns]
+    y = rows * scale[ids].astype(np.float64)[..., None] + offset[ids].astype(np.float64)[..., None]
+    return (np.asarray(y, scale.dtype),)
+
+
+register(
+    OpSpec(
+        name="embedding_rows",
+        attrs=EmbeddingRowsAttrs,
+        inputs=("ids", "weight", "scale", "offset"),
+        infer=embedding_rows_type,
+        reference=embedding_rows,
+    )
+)
 register(
     OpSpec(
         name="embedding",

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qtool.engine.overflow import check_accumulators
-from qtool.ir import Graph, Json, Node, QParams, Value, remake
+from qtool.ir import Array, Graph, Json, Node, QParams, Value, remake
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.bias_correction import correct_biases
 from qtool.quantize.calibrate import Calibrated
 from qtool.quantize.prepare import Prepared, quantized_weights
+from qtool.quantize.tables import packed_embedding
 from qtool.recipe.schema import Backend
 
 DYNAMIC_REDUCE_RANGE = (Backend.FBGEMM, Backend.X86, Backend.ONEDNN)
@@ -58,16 +59,23 @@ def _explicit(calibrated: Calibrated) -> Graph:
     nodes: list[Node] = []
     for name in prepared.graph.inputs:
         _add_pair(prepared.graph, name, names, calibrated.activations, (nodes, values))
-    weights = _Weights(calibrated)
+    weights, tables = _Weights(calibrated), dict[str, Array]()
     for node in prepared.graph.nodes:
         nodes.extend(weights.explicit(node))
         renamed = _rename(prepared, node, names, weights)
-        nodes.append(_dynamic(prepared, renamed) if node.name in prepared.dynamic else renamed)
+        bits = prepared.qconfigs[node.name].embedding_bits if node.name in prepared.dynamic else None
+        if node.op == "embedding" and bits is not None:
+            renamed, arrays, constants = packed_embedding(renamed, prepared.graph.initializers[node.inputs[1]], bits)
+            tables.update(arrays)
+            values.extend(constants)
+        elif node.name in prepared.dynamic:
+            renamed = _dynamic(prepared, renamed)
+        nodes.append(renamed)
         for out in node.outputs:
             if out in names.raw:
                 values.append(replace(prepared.graph.values[out], name=names.raw[out]))
             _add_pair(prepared.graph, out, names, calibrated.activations, (nodes, values))
-    return remake(prepared.graph, nodes, values=[*values, *weights.values])
+    return remake(prepared.graph, nodes, values=[*values, *weights.values], initializers=tables)
 
 
 def _name_values(prepared: Prepared, activations: Mapping[str, QParams]) -> _Names:

@@ -113,8 +113,8 @@ def _reasons(graph: Graph, matches: Matches, options: PrepareOptions) -> dict[st
         dynamic = config is not None and options.mode_of(config) is Mode.DYNAMIC
         if config is None:
             reason = matches.reason(node.name)
-        elif dynamic:
-            reason = _why_not_dynamic(graph, node)
+        elif options.mode_of(config) is Mode.DYNAMIC:
+            reason = _why_not_dynamic(graph, node, config)
         elif region is not None and node.name not in region:
             reason = "outside of the stubs"
         else:
@@ -125,7 +125,12 @@ def _reasons(graph: Graph, matches: Matches, options: PrepareOptions) -> dict[st
     return reasons
 
 
-def _why_not_dynamic(graph: Graph, node: Node) -> str:
+def _why_not_dynamic(graph: Graph, node: Node, config: QConfig) -> str:
+    if node.op == "embedding":
+        small = config.embedding_bits is not None
+        return (
+            _why_not_constant(graph, node, (1,)) if small else "embedding_bits is not set, so its table stays in float"
+        )
     if dynamic_twin(node.op) is None:
         names = (spec.dynamic_of for spec in all_ops().values())
         return f"dynamic mode quantizes {', '.join(filter(None, names))} only"

@@ -80,6 +80,7 @@ QCONFIG = Table(
             "weight": Key(OBSERVER, "the observer of a layer's weight; parts left out are filled in"),
             "single_rounding": Key(Flag(), "add residuals before the one rounding (more accurate, not PyTorch's bits)"),
             "bias_correction": Key(Flag(), "take the mean error of rounded weights off the biases (not PyTorch's)"),
+            "embedding_bits": Key(Whole(4, 8), "8 or 4 bits for tables of embeddings, in mode dynamic (null: float)"),
             "mode": Key(Choice(LAYER_MODES), "how these layers are quantized, whatever the recipe's mode; null: float"),
         }
     )

@@ -90,6 +90,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "activations quantized at run time, per-channel weights",
             "per_channel_dynamic_qconfig",
         ),
+        "float_qparams": Preset(
+            QConfig(_DYNAMIC, _WEIGHT, mode=Mode.DYNAMIC, embedding_bits=8),
+            "as dynamic, and embeddings in 8 bits with a float scale and offset a row",
+            "float_qparams_weight_only_qconfig",
+        ),
+        "float_qparams_4bit": Preset(
+            QConfig(_DYNAMIC, _WEIGHT, mode=Mode.DYNAMIC, embedding_bits=4),
+            "as dynamic, and embeddings in 4 bits with a float scale and offset a row",
+            "float_qparams_weight_only_qconfig_4bit",
+        ),
         "fbgemm_qat": Preset(
             QConfig(_QAT_REDUCED, _QAT_WEIGHT_PER_CHANNEL),
             "7-bit moving-average activations, per-channel weights, for training",

@@ -32,6 +32,7 @@ def read_qconfig(item: Item, name: str, mode: Mode, backend: Backend) -> QConfig
             filled(base.weight, given.get("weight", {})),
             given.get("single_rounding", base.single_rounding),
             own or base.mode,
+            given.get("embedding_bits", base.embedding_bits),
             given.get("bias_correction", base.bias_correction),
         )
     else:
@@ -78,6 +79,10 @@ def _reconciled(config: ObserverConfig, given: Mapping[str, Any]) -> ObserverCon
 
 def _problems(qconfig: QConfig, mode: Mode) -> list[tuple[str, str]]:
     activation, weight = qconfig.activation, qconfig.weight
+    if qconfig.embedding_bits not in (None, 4, 8):
+        return [("embedding_bits", f"got {qconfig.embedding_bits}, expected 8 or 4")]
+    if qconfig.embedding_bits is not None and mode is not Mode.DYNAMIC:
+        return [("embedding_bits", "is for mode: dynamic")]
     problems = [("activation", problem_with(activation)), ("weight", problem_with(weight))]
     if activation.observer == "placeholder" and mode is not Mode.DYNAMIC:
         problems.append(("activation", "the observer 'placeholder' is for mode: dynamic"))
@@ -101,7 +106,8 @@ def plain_qconfig(qconfig: QConfig | None) -> dict[str, Any] | None:
         "single_rounding": qconfig.single_rounding,
         "bias_correction": qconfig.bias_correction,
     }
-    return plain if qconfig.mode is None else {**plain, "mode": qconfig.mode.value}
+    plain |= {} if qconfig.mode is None else {"mode": qconfig.mode.value}
+    return plain | ({} if qconfig.embedding_bits is None else {"embedding_bits": qconfig.embedding_bits})
 
 
 def plain_observer(config: ObserverConfig) -> dict[str, Any]:

@@ -74,6 +74,9 @@ class QConfig:
     PyTorch, which rounds the layer's output first (the preset ``accurate`` sets it)."""
     mode: Mode | None = None
     """STATIC or DYNAMIC for layers that are quantized in another way than the rest; None is the recipe's mode."""
+    embedding_bits: int | None = None
+    """8 or 4 for the tables of embeddings, each row with a float scale and offset; None leaves them in float. For mode
+    dynamic."""
     bias_correction: bool = False
     """The mean error that rounded weights make, measured on the calibration data, is taken off the bias: more accurate
     than, and so not the numbers of, PyTorch (the preset ``accurate`` sets it)."""

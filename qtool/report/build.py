@@ -99,7 +99,10 @@ def _layer(calibrated: Calibrated, lowered: Graph, node: Node) -> Layer:
 
 
 def _weight_bytes(lowered: Graph, node: Node, *, quantized: bool) -> int:
-    """Of all weights of a layer; recurrent ones have two."""
+    """Of all weights of a layer; recurrent ones have two, and a small table of embeddings its scales and offsets."""
+    made = lowered.producers.get(node.outputs[0])
+    if made is not None and made.op == "embedding_rows":
+        return sum(lowered.initializers[name].nbytes for name in made.inputs[1:])
     twin = dynamic_twin(node.op)
     spec = twin if twin is not None and twin.weights else get(node.op)
     positions = spec.weights or (() if spec.weight is None else (spec.weight,))
