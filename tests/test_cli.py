@@ -58,7 +58,7 @@ def quantized(cli, tmp_path):
 def test_every_command_has_help_with_an_example(cli, words):
     done = cli(*words, "--help")
     assert done.code == 0
-    assert max(map(len, done.out.splitlines())) <= 100
+    assert max(map(len, done.out.splitlines())) <= 90
     assert "..." not in done.out.split("Commands:")[-1] or words != ("recipe",)
     assert "Example" in done.out
     assert f"qtool {' '.join(words)}" in done.out.split("Example")[1]

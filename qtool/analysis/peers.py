@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from qtool.errors import EngineError, MissingExtraError
-from qtool.exporters import export_onnx
 from qtool.ir import Array, Graph
 
 PEERS = ("onnxruntime",)
@@ -29,6 +28,8 @@ def open_peer(name: str, graph: Graph, threads: int, source: str = "") -> Run:
         raise EngineError(f"got the engine {name!r}, expected one of {', '.join(PEERS)}")
     if source.endswith(".onnx"):
         return _onnxruntime(Path(source), graph, threads)
+    from qtool.exporters import export_onnx
+
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(graph, path)

@@ -34,10 +34,10 @@ def command(shared: Shared, float_model: str, quant_model: Path, top: int, **dat
     """Compare a quantized model with its float one, layer by layer, the worst first; say what to change.
 
     \b
-    weights   float against int8 weights; a tenth of the output channels is below "channels dB"
-    outputs   what each layer gives in both models on the same data: the error of all layers so far
-    shadow    each int8 layer beside its float twin on the same input: the error of this layer alone,
-              and of that what its output's rounding does, and the share of values cut off by the range
+    weights  float against int8 weights; a tenth of the channels is below "channels dB"
+    outputs  each layer in both models on the same data: the error of all layers so far
+    shadow   each int8 layer beside its float twin on the same input: its error alone,
+             what of it its output's rounding does, and the share of values cut off
 
     Ratios are signal to quantization noise in dB: 20 is a tenth of the amplitude, 40 a hundredth.
 
