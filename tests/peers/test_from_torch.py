@@ -13,6 +13,7 @@ from qtool.zoo.weights import parameters
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 from torch_graphs import (  # noqa: E402
     SMALL_IMAGE,
     Call,
@@ -233,6 +234,68 @@ def test_the_graph_has_parameters_of_its_own():
     with torch.no_grad():
         module.weight += 1
     np.testing.assert_array_equal(graph.initializers["weight"], before)
+
+
+# small nets of the kinds that people bring
+
+
+class Vision(nn.Module):
+    """A vision transformer: patches, a class token, positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+        self.token, self.places = nn.Parameter(draw(1, 1, 16)), nn.Parameter(draw(1, 17, 16, seed=1))
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True, activation=F.gelu)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.size(0), -1, -1), x], 1) + self.places
+        return self.head(self.layer(x)[:, 0])
+
+
+class Generator(nn.Module):
+    """A decoder of text whose embedding is its last layer as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places, self.norm = nn.Embedding(30, 16), nn.Embedding(8, 16), nn.LayerNorm(16)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, ids):
+        batch, tokens = ids.shape
+        x = self.words(ids) + self.places(torch.arange(tokens))
+        heads = (part.view(batch, tokens, 4, 4).transpose(1, 2) for part in self.qkv(self.norm(x)).split(16, 2))
+        y = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(batch, tokens, 16)
+        return (x + self.out(y)) @ self.words.weight.T
+
+
+class Halves(nn.Module):
+    """Down and up again, to the size of what it is joined with."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up, self.out = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        a = self.first(x).relu()
+        b = F.interpolate(self.up(self.down(a).relu()), size=a.shape[2:], mode="bilinear")
+        return self.out(torch.cat([a, b], 1)).sigmoid()
+
+
+def test_small_nets():
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 30, (2, 6)))
+    for module, x in ((Vision(), draw(2, 3, 16, 16)), (Generator(), ids), (Halves(), draw(2, 3, 15, 17))):
+        graph = converted(module, x)
+        assert_agree(graph, module, torch.cat([x, x[:1]]))
+
+
+def test_a_weight_that_two_layers_share_is_one():
+    graph = qtool.from_torch(Generator(), [torch.zeros(2, 6, dtype=torch.int64)])
+    readers = graph.consumers["words.weight"]
+    assert [node.op for node in readers] == ["embedding", "linear"]
+    assert readers[1].outputs == graph.outputs
 
 
 # sizes

@@ -151,10 +151,14 @@ class Call:
     def named(self, known: Known) -> str:
         """The name of a tensor in the graph; constants and filled tensors enter it here."""
         if known.array is not None:
-            return add_constant(self.builder, known.array, known.hint or f"{self.place.scope or 'main'}.constant")
+            return add_constant(self.builder, known.array, known.hint or self.here("constant"))
         if known.fill is not None:
             return self.named(self._filled(known))
         return known.name
+
+    def here(self, name: str) -> str:
+        """A name in the module that the operator is in."""
+        return f"{self.place.scope}.{name}" if self.place.scope else name
 
     def _filled(self, known: Known) -> Known:
         number = constant_of(np.array(known.fill, known.dtype.numpy))

@@ -96,7 +96,7 @@ def _matmul(call: Call, a: Known, b: Known, bias: Known | None = None) -> Known:
     if b.array is None or b.rank != 2 or not b.dtype.is_float or a.array is not None:
         y = call.emit("matmul", [a, b])
         return y if bias is None else call.helper("add", [y, bias])
-    hint = b.hint or f"{call.place.scope or 'main'}.weight"
+    hint = b.hint or call.here("weight")
     weight = b.turned or constant_of(np.ascontiguousarray(b.array.T), hint)
     return product(call, a, weight, bias)
 

@@ -61,7 +61,8 @@ def matrix_turn(call: Call) -> Known:
 
 def reverse(call: Call) -> Known:
     """``T``: all axes backwards."""
-    return call.emit("permute", [call.x()], dims=tuple(range(call.x().rank))[::-1])
+    x = call.x()
+    return turn(call) if x.rank <= 2 else call.emit("permute", [x], dims=tuple(range(x.rank))[::-1])
 
 
 def squeeze(call: Call) -> Known:
