@@ -16,6 +16,12 @@ from qtool.recipe.presets import get_preset
 from qtool.recipe.schema import ObserverConfig, QConfig, QDType, Rule, Scheme
 
 RNG = np.random.default_rng(3)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = START
 
 
 def _layer(op, bias):

@@ -13,6 +13,12 @@ from qtool.errors import ModelError  # noqa: E402
 from qtool.frontends.onnx import import_onnx  # noqa: E402
 
 RNG = np.random.default_rng(1)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = START
 
 
 def small_model():

@@ -12,6 +12,12 @@ from qtool.ops import Builder
 from qtool.passes import simplify
 
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = START
 
 
 class Net:

@@ -25,6 +25,12 @@ from qtool.pipeline import load_model  # noqa: E402
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "mobilenet_v1.yaml"
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = START
 
 
 def floats(*shape):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,30 @@ def opset_of(model: Any) -> int:
 
 def expand_functions(model: Any, known: Collection[str]) -> Any:
     """Calls of functions as the nodes they stand for: the model's own, and ONNX's where qtool has no such operator."""
-    import onnx.inliner
-
     unknown = sorted({_key(node) for node in all_nodes(model.graph)} - {("", name) for name in known})
     local = {(f.domain, f.name) for f in model.functions}
     inlined = [key for key in unknown if key in local or _is_function(*key)]
     if not inlined:
         return model
+    expanded = _inlined(model, inlined)
+    if expanded is not None:
+        return expanded
+    for key in inlined:  # one that onnx cannot expand must not keep the others from it
+        expanded = _inlined(model, [key])
+        if expanded is None and key in local:
+            raise ModelError(f"its function {shown(key[1])} cannot be expanded")
+        model = model if expanded is None else expanded
+    return model  # the import lists what is left as not supported
+
+
+def _inlined(model: Any, keys: Sequence[tuple[str, str]]) -> Any:
+    """The model without calls of these functions; None where onnx fails to do it."""
+    import onnx.inliner
+
     try:
-        return onnx.inliner.inline_selected_functions(model, inlined, False, inline_schema_functions=True)
-    except (RuntimeError, ValueError) as error:
-        if any(key in local for key in inlined):
-            raise ModelError(f"its functions cannot be expanded: {shown(str(error))}") from error
-        return model  # the import lists these operators as not supported
+        return onnx.inliner.inline_selected_functions(model, list(keys), False, inline_schema_functions=True)
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _key(node: Any) -> tuple[str, str]:
