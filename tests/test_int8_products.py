@@ -99,15 +99,32 @@ def test_per_channel_weights_of_transposed_convolutions_lie_along_the_second_axi
     np.testing.assert_array_equal(qparams.scale, largest / np.float32(127.5))
 
 
-def test_products_with_a_constant_stay_in_float():
+@pytest.mark.parametrize(("preset", "op"), [("fbgemm", "linear"), ("dynamic", "linear_dynamic")])
+def test_products_with_a_constant_matrix_are_linear_layers(preset, op):
+    rng = np.random.default_rng(8)
     b = Builder("net")
-    x = b.input("x", ("N", 8))
-    w = np.eye(8, dtype=np.float32)
-    y = b.node("matmul", [b.node("linear", [x, b.param("a.w", w)], "a"), b.param("m.w", w)], "m")
-    batches = [{"x": np.ones((2, 8), np.float32)}]
-    result = qtool.quantize(b.finish([y]), {"": get_preset("fbgemm")}, batches)
+    x = b.input("x", ("N", 3, 8))
+    w = rng.normal(size=(8, 5)).astype(np.float32)
+    graph = b.finish([b.node("matmul", [x, b.param("m.w", w)], "m")])
+    feeds = {"x": rng.normal(size=(2, 3, 8)).astype(np.float32)}
+    result = qtool.quantize(graph, {"": get_preset(preset)}, [feeds])
+    assert result.graph.producers.get("m", result.graph.producers.get("m.q")).op in (op, "dequantize")
+    assert op in {node.op for node in result.graph.nodes}
+    assert not result.calibrated.prepared.fallbacks
+    np.testing.assert_array_equal(result.calibrated.prepared.graph.initializers["m.w.t"], w.T)
+    got = qtool.Session(result.graph).run(feeds)["m"]
+    assert np.linalg.norm(got - feeds["x"] @ w) < 0.03 * np.linalg.norm(got)
+    assert qtool.compare(graph, result.graph, [feeds]).weights[0].layer == "m"
+
+
+def test_a_constant_on_the_left_stays_in_float():
+    b = Builder("net")
+    x = b.node("linear", [b.input("x", (4, 8)), b.param("a.w", np.eye(8, dtype=np.float32))], "a")
+    y = b.node("matmul", [b.param("m.w", np.ones((3, 4), np.float32)), x], "m")
+    result = qtool.quantize(b.finish([y]), {"": get_preset("fbgemm")}, [{"x": np.ones((4, 8), np.float32)}])
     (fallback,) = result.calibrated.prepared.fallbacks
-    assert (fallback.node, "constant" in fallback.reason) == ("m", True)
+    assert fallback.node == "m"
+    assert "constant" in fallback.reason
 
 
 def test_groups_are_unfolded():

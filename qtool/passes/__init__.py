@@ -20,6 +20,7 @@ from qtool.passes.fuse_bias import fuse_bias
 from qtool.passes.fuse_dynamic import fuse_dynamic
 from qtool.passes.fuse_lists import fuse_lists
 from qtool.passes.fuse_residual import fuse_residual
+from qtool.passes.linear_matmul import linear_matmul
 from qtool.passes.recognize_gelu import recognize_gelu
 from qtool.passes.recognize_norm import recognize_layer_norm
 from qtool.passes.recognize_softmax import recognize_softmax
@@ -43,6 +44,7 @@ CLEAN: tuple[Pass, ...] = (
     drop_dead,  # first: the rest need not look at what nobody reads
     drop_identities,  # dropout between layers would hide the patterns below
     fold_constants,  # makes weights out of expressions of weights
+    linear_matmul,  # once the weights are constants
     drop_dead,  # what folding left behind
 )
 
