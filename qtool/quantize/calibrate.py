@@ -119,7 +119,7 @@ def _observe(
         for name in means.axes:
             means.observe(name, feeds[name] if name in feeds else outputs[name])
         for name in prepared.observed:
-            _observe_value(prepared, observers[name], name, feeds[name] if name in feeds else outputs[name])
+            _observe_value(prepared, observers[name], name, feeds[name] if name in feeds else outputs.pop(name))
         samples += len(next(iter(feeds.values())))
         if progress is not None:
             progress(samples)
