@@ -331,7 +331,10 @@ def interrupted(folder: Path, stage: str, words: tuple[str, ...]) -> tuple[int, 
     """Runs a command on a terminal, presses Ctrl-C as soon as it shows the stage; its exit code and what it showed."""
     master, slave = pty.openpty()
     streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-    with subprocess.Popen(command(*words), cwd=folder, env=environment(TERM="xterm"), **streams) as process:
+    # Ctrl-C may come right between opening a file and the statement that would close it.
+    python, *rest = command(*words)
+    call = [python, *rest[:2], "-W", "ignore::ResourceWarning", *rest[2:]]
+    with subprocess.Popen(call, cwd=folder, env=environment(TERM="xterm"), **streams) as process:
         os.close(slave)
         shown = b"".join(_shown_until_closed(master, stage, process)).decode(errors="replace")
         os.close(master)
