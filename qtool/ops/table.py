@@ -42,3 +42,13 @@ def _rule(spec: OpSpec) -> str:
         scale, zero_point = spec.fixed
         return f"fixed (1/{round(1 / scale)}, {zero_point})"
     return spec.rule.value
+
+
+def operator_page() -> str:
+    """The page ``README.md`` beside this file: what the columns mean, and the table."""
+    return (
+        "# Operators\n\n"
+        "Every operator that a graph can hold, from the records in this folder. `int8` is the quantization rule, or"
+        " `float` where an\noperator is never quantized. `Kernel` is `native` where the engine has kernels for it;"
+        " `NumPy` operators run on the\nreference, and a session lists them in `fallbacks`.\n\n" + operator_table()
+    )
