@@ -251,3 +251,18 @@ def test_importing_a_float_export_gives_the_same_graph(name, tmp_path):
     for key, array in Session(graph).run(feeds).items():
         np.testing.assert_array_equal(Session(back).run(feeds)[key], array)
     assert [node.op.replace("clamp", "relu6") for node in back.nodes] == [node.op for node in graph.nodes]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_embeddings_of_few_bits(bits, tmp_path):
+    rng = np.random.default_rng(bits)
+    columns = 7
+    stored = rng.integers(0, 256, (20, columns if bits == 8 else (columns + 1) // 2)).astype(np.uint8)
+    b = Builder("words")
+    ids = b.input("ids", ("N", 3), DType.INT64)
+    scale, offset = rng.random((2, 20)).astype(np.float32)
+    inputs = [ids, b.param("w", stored), b.param("scale", scale), b.param("offset", offset)]
+    graph = b.finish([b.node("embedding_rows", inputs, name="y", bits=bits, columns=columns)])
+    feeds = {"ids": rng.integers(0, 20, (4, 3))}
+    got = run_graph(graph, feeds, tmp_path)["y"]
+    np.testing.assert_allclose(got, reference.run(graph, feeds)["y"], rtol=1e-6)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from qtool.exporters.onnx.call import Call
 from qtool.ir import Shape
 from qtool.ops.dims import axis_of
@@ -135,3 +137,25 @@ def _wrap(call: Call, x: str, rank: int, pairs: Padding) -> str:
 
 def embedding(call: Call) -> str:
     return call.emit("Gather", call.x(1), call.x(0), axis=0)
+
+
+def embedding_rows(call: Call) -> str:
+    """scale * q + offset of the rows gathered, in float; two rows of 4 bits are taken out of each byte first."""
+    ids = call.x(0)
+    rows = call.emit("Cast", call.emit("Gather", call.x(1), ids, axis=0), to=call.value(2).dtype.value)
+    if call.attrs.bits == 4:
+        rows = _nibbles(call, rows)
+    last = call.ints([-1], "last")
+    scale, offset = (call.emit("Unsqueeze", call.emit("Gather", call.x(i), ids, axis=0), last) for i in (2, 3))
+    return call.emit("Add", call.emit("Mul", rows, scale), offset)
+
+
+def _nibbles(call: Call, rows: str) -> str:
+    """Bytes (as floats) along the last axis -> the lower and the upper four bits of each, one after the other."""
+    dtype, last = call.value(2).dtype.numpy, call.ints([-1], "last")
+    sixteen = call.constant(np.asarray(16, dtype), "sixteen")
+    upper = call.emit("Floor", call.emit("Div", rows, sixteen))
+    lower = call.emit("Sub", rows, call.emit("Mul", upper, sixteen))
+    pairs = call.emit("Concat", call.emit("Unsqueeze", lower, last), call.emit("Unsqueeze", upper, last), axis=-1)
+    shape = call.ints([*([0] * len(call.value().shape)), -1], "shape")
+    return slice_axis(call, call.emit("Reshape", pairs, shape), len(call.value().shape), (0, call.attrs.columns, 1))

@@ -86,4 +86,5 @@ TABLE: Mapping[str, Row] = {
     "identity": Row(move.same),
     "dropout": Row(move.same),
     "embedding": Row(move.embedding),
+    "embedding_rows": Row(move.embedding_rows),
 }
