@@ -46,6 +46,8 @@ def _onnxruntime(path: Path, graph: Graph, threads: int) -> Run:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # Threads that wait for their next turn by spinning would take the cores of whoever's turn it is.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with _its_errors(graph):
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
