@@ -241,6 +241,11 @@ def differences(ours: ObserverConfig, factory) -> list[str]:
 def test_presets(name: str) -> None:
     preset = PRESETS[name]
     theirs = torch_preset(preset.source)
+    if preset.qconfig.embedding_bits:  # what is PyTorch's here are the rows of embeddings
+        weight = theirs.weight()
+        assert weight.qscheme == torch.per_channel_affine_float_qparams
+        assert weight.dtype == {8: torch.quint8, 4: torch.quint4x2}[preset.qconfig.embedding_bits]
+        return
     assert differences(preset.qconfig.activation, theirs.activation) == []
     assert differences(preset.qconfig.weight, theirs.weight) == []
 
