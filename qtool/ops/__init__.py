@@ -1,6 +1,6 @@
 """The operator registry: importing this package registers every operator."""
 
-from qtool.ops import (
+from qtool.ops import (  # noqa: F401 (their import fills the registry)
     activation,
     binary,
     cast,
@@ -50,44 +50,7 @@ from qtool.ops.registry import (
 )
 from qtool.ops.table import operator_table
 
-FAMILIES = (
-    activation,
-    binary,
-    cast,
-    control,
-    conv,
-    conv_transpose,
-    detection,
-    dynamic,
-    elementwise,
-    embedding,
-    fourier,
-    generate,
-    index,
-    integer,
-    linear,
-    losses,
-    matrix,
-    norm,
-    norms,
-    pool,
-    pools,
-    quantize,
-    rearrange,
-    recurrent,
-    recurrent_dynamic,
-    reduce,
-    reductions,
-    sampling,
-    search,
-    resize,
-    shape,
-    unary,
-)
-"""The modules whose import filled the registry."""
-
 __all__ = [
-    "FAMILIES",
     "Attrs",
     "Builder",
     "OpSpec",

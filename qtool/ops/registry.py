@@ -232,10 +232,3 @@ def require(condition: bool, got: str, expected: str) -> None:
     """Raises ModelError "got …, expected …" unless the condition holds; for shape inference."""
     if not condition:
         raise ModelError(f"got {got}, expected {expected}")
-
-
-def first(types_: Iterable[TensorType | None]) -> TensorType:
-    """The first type of a list in which it cannot be missing."""
-    found = next(iter(types_))
-    assert found is not None
-    return found
