@@ -20,6 +20,7 @@ from qtool.analysis.signal import Signal, pieces
 from qtool.engine.session import Session
 from qtool.errors import ModelError
 from qtool.ir import Array, Graph, Node, QParams
+from qtool.ir.pieces import row_pieces
 from qtool.ops import get
 from qtool.passes import Fusion, float_names, fuse, lower_qdq, quantized_name
 
@@ -112,24 +113,34 @@ def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
             qparams = pair.quantized.values[value].qparams
             assert qparams is not None
             real = pair.fused.initializers[float_names(pair.quantized)[value]]
-            stored = qparams.dequantize(pair.quantized.initializers[value])
-            signal.add(real, stored)
-            channels.append(_tenth_channel(real, stored, axis))
+            channels.append(_add_weight(signal, real, pair.quantized.initializers[value], qparams, axis))
         if channels:
             rows.append(replace(_row(node, signal), channels_db=min(channels)))
     return _worst_first(rows)
 
 
-def _tenth_channel(real: Array, stored: Array, axis: int) -> float:
-    """The ratio in dB that a tenth of the channels does not reach; channels of next to nothing are not counted."""
-    rows, noise = (
-        np.moveaxis(np.asarray(a, np.float64), axis, 0).reshape(a.shape[axis], -1) for a in (real, stored - real)
-    )
-    power, error = np.square(rows).sum(axis=1), np.square(noise).sum(axis=1)
+def _add_weight(signal: Signal, real: Array, stored: Array, qparams: QParams, axis: int) -> float:
+    """Adds a weight to the signal; gives the ratio in dB that a tenth of its channels does not reach.
+
+    Channels of next to nothing are not counted. A piece at a time: a weight may take as much memory as there is.
+    """
+    power, error = np.zeros(real.shape[axis]), np.zeros(real.shape[axis])
+    for rows in row_pieces(real.shape):
+        noisy = qparams.of_rows(rows).dequantize(stored[rows])
+        signal.add(real[rows], noisy)
+        at = rows if axis == 0 else slice(None)
+        power[at] += _squares(real[rows], axis)
+        error[at] += _squares(noisy - real[rows], axis)
     counted = power > NOTHING * power.max(initial=0.0)
     with np.errstate(divide="ignore"):  # a channel that is exact has no error
         ratios = 10.0 * np.log10(power[counted] / error[counted])
     return float(np.quantile(ratios, 0.1, method="lower")) if ratios.size else math.inf
+
+
+def _squares(x: Array, axis: int) -> Array:
+    """The sum of squares of each channel."""
+    wide = np.square(np.asarray(x, np.float64))
+    return np.asarray(np.moveaxis(wide, axis, 0).reshape(x.shape[axis], -1).sum(axis=1))
 
 
 def quantized_weights(graph: Graph, node: Node) -> tuple[str, ...]:

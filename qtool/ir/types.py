@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtool.errors import ModelError
+from qtool.ir.pieces import row_pieces
 
 Dim = int | str
 """A known size, or the name of one that is only known at run time (the batch is ``"N"``)."""
@@ -100,6 +101,14 @@ class QParams:
         multiply-add, FBGEMM ``QuantizeAvx2``), per channel each by itself. The clamp is that of the storage type, not
         of the range the scale was chosen for, as in PyTorch. NaN gives the smallest storage value.
         """
+        if x.ndim == 0:
+            return self._quantize(x)
+        q = np.empty(x.shape, self.dtype.numpy)
+        for rows in row_pieces(x.shape):
+            q[rows] = self.of_rows(rows)._quantize(x[rows])
+        return q
+
+    def _quantize(self, x: NDArray[np.float32]) -> NDArray[np.generic]:
         inverse, zero_point = self._along_axis(np.float32(1.0) / self.scale, self.zero_point, x.ndim)
         low, high = self.limits
         with np.errstate(over="ignore"):  # what overflows to infinity is clamped
@@ -115,6 +124,10 @@ class QParams:
         scale, zero_point = self._along_axis(self.scale, self.zero_point, q.ndim)
         centred = q.astype(np.int32) - zero_point
         return np.asarray(scale * centred.astype(np.float32), np.float32)
+
+    def of_rows(self, rows: slice) -> QParams:
+        """The parameters of a stretch of the first axis."""
+        return self if self.axis != 0 else QParams(self.scale[rows], self.zero_point[rows], self.dtype, 0)
 
     def _along_axis(
         self, scale: NDArray[np.float32], zero_point: NDArray[np.int32], ndim: int

@@ -11,6 +11,7 @@ import numpy as np
 from qtool.engine.session import Session
 from qtool.errors import DataError, QtoolError, QuantizationError
 from qtool.ir import Array, Node, QParams
+from qtool.ir.pieces import all_finite
 from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
 from qtool.quantize.bias_correction import ChannelMeans, Means
@@ -93,7 +94,7 @@ def _check_parameters(prepared: Prepared) -> None:
         positions = weights if bias is None or bias >= len(node.inputs) else (*weights, bias)
         for name in (node.inputs[at] for at in positions):
             array = prepared.graph.initializers.get(name)
-            if array is not None and not np.isfinite(array).all():
+            if array is not None and not all_finite(array):
                 count = array.size - np.count_nonzero(np.isfinite(array))
                 raise QuantizationError(
                     f"'{name}' of {node.op} '{node.name}': {count} of {array.size} numbers are NaN or infinite"

@@ -6,6 +6,7 @@ import numpy as np
 
 from qtool.errors import QuantizationError
 from qtool.ir import Array, Node, Value, constant
+from qtool.ir.pieces import all_finite, row_pieces
 from qtool.ops.embedding import EmbeddingRowsAttrs
 from qtool.ops.registry import plain_attrs
 
@@ -19,6 +20,15 @@ def quantize_table(weight: Array, bits: int) -> tuple[Array, Array, Array]:
     (max - min) / (2**bits - 1), or 1 where that is below eps, zero point = -min / scale, a float; q = nearbyint(
     x / scale + zero point); offset = -zero point * scale.
     """
+    rows, columns = weight.shape
+    stored = np.empty((rows, columns if bits == 8 else (columns + 1) // 2), np.uint8)
+    scale, offset = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    for piece in row_pieces(weight.shape):
+        stored[piece], scale[piece], offset[piece] = _quantize_rows(weight[piece], bits)
+    return stored, scale, offset
+
+
+def _quantize_rows(weight: Array, bits: int) -> tuple[Array, Array, Array]:
     low, high = weight.min(axis=1), weight.max(axis=1)
     top = 2**bits - 1
     scale = (high - low) / np.float32(top)
@@ -43,7 +53,7 @@ def _as_half(x: Array) -> Array:
 def packed_embedding(node: Node, weight: Array, bits: int) -> tuple[Node, dict[str, Array], list[Value]]:
     """The node over a packed table, the table's arrays, and their values. QuantizationError for NaN and infinity."""
     name = node.inputs[1]
-    if not np.isfinite(weight).all():
+    if not all_finite(weight):
         raise QuantizationError(f"'{name}' of embedding '{node.name}' holds NaN or infinity")
     names = tuple(f"{name}.{part}{bits}" for part in ("rows", "scale", "offset"))
     arrays = dict(zip(names, quantize_table(weight, bits), strict=True))
