@@ -12,7 +12,7 @@ from data_samples import folder_of, gathered, model
 from qtool.errors import DataError, MissingExtraError
 from qtool.ir import DType
 from qtool.quantize.data import open_data
-from qtool.recipe.schema import DataConfig, Preprocess
+from qtool.recipe.schema import Colour, DataConfig, Layout, Preprocess
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
@@ -68,6 +68,55 @@ def test_the_short_side_is_resized(size, resized, tmp_path):
     assert np.array_equal(feeds["image"][0], expected.transpose(2, 0, 1))
 
 
+def test_an_exact_size_keeps_no_aspect(tmp_path):
+    pictures(tmp_path / "d", [(31, 17), (8, 12)])
+    feeds, _ = gathered(opened(tmp_path / "d", ANY_SIZE, Preprocess((12, 8))))
+    assert feeds["image"].shape == (2, 3, 12, 8)
+    with Image.open(tmp_path / "d" / "0.png") as picture:
+        expected = np.asarray(picture.resize((8, 12), Image.Resampling.BILINEAR), np.float32) / 255
+    assert np.array_equal(feeds["image"][0], expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("colour", Colour)
+@pytest.mark.parametrize("span", [(0, 1), (0, 255), (-1, 1)])
+def test_colours_ranges_and_layouts(span, colour, layout, tmp_path):
+    (pixels,) = pictures(tmp_path / "d", SIZES[:1])
+    channels = {"rgb": pixels, "bgr": pixels[:, :, ::-1]}.get(colour.value)
+    if channels is None:
+        # Rec. 601 luma, in Pillow's fixed point.
+        channels = (pixels @ np.array([19595, 38470, 7471]) + 0x8000 >> 16)[:, :, None]
+    mean = (0.1, 0.2, 0.3)[: channels.shape[2]]
+    shape = ("N", 8, 8, channels.shape[2]) if layout is Layout.NHWC else ("N", channels.shape[2], 8, 8)
+    preprocess = Preprocess(mean=mean, std=(2.0,), colour=colour, range=span, layout=layout)
+    feeds, _ = gathered(opened(tmp_path / "d", model({"image": shape}), preprocess))
+    expected = (np.interp(channels, (0, 255), span) - mean) / 2
+    got = feeds["image"][0] if layout is Layout.NHWC else feeds["image"][0].transpose(1, 2, 0)
+    assert feeds["image"].flags.c_contiguous
+    assert np.allclose(got, expected, rtol=0, atol=2e-7 * (span[1] - span[0]))
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_pictures_of_any_size_come_one_by_one(layout, tmp_path):
+    made = pictures(tmp_path / "d")
+    graph = ANY_SIZE if layout is Layout.NCHW else model({"image": ("N", "H", "W", 3)})
+    data = opened(tmp_path / "d", graph, Preprocess(layout=layout), batches=3)
+    found = [feeds["image"] for feeds in data.feeds()]
+    assert (len(data), data.samples, data.batch_size) == (3, 3, 1)
+    for got, pixels in zip(found, made, strict=False):
+        plain = pixels if layout is Layout.NHWC else pixels.transpose(2, 0, 1)
+        assert np.array_equal(got, plain[None] / np.float32(255))
+    assert len(data.fingerprint()) == 64
+    assert data.fingerprint() != opened(tmp_path / "d", graph, Preprocess(layout=layout)).fingerprint()
+
+
+def test_more_than_8_bits_are_refused(tmp_path):
+    (tmp_path / "d").mkdir()
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "d" / "0.png")
+    with pytest.raises(DataError, match=r"0\.png: it has more than 8 bits a channel"):
+        gathered(opened(tmp_path / "d"))
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
 def test_other_kinds_of_pictures_become_rgb(mode, tmp_path):
     pictures(tmp_path / "d", SIZES[:1], ".jpg" if mode == "CMYK" else ".png", mode)
@@ -110,8 +159,13 @@ def test_arrays_come_before_pictures(tmp_path):
             Preprocess(crop=9),
         ),
         ("'crop: 9' does not fit the model, which takes 8x8", NET, Preprocess(crop=9)),
-        ("'preprocess: {crop: ...}' has to set one", ANY_SIZE, PLAIN),
-        (r"one input of shape \(N, 3, H, W\)", model({"i": ("N", 1, 8, 8)}), PLAIN),
+        (r"'resize: \[8, 9\]' does not fit the model, which takes 8x8", NET, Preprocess((8, 9))),
+        (r"0.png: the image is 8x8 .* expected anyx9", model({"i": ("N", 3, "H", 9)}), PLAIN),
+        (r"one input of shape \(N, 3, H, W\).*; set 'colour: gray'", model({"i": ("N", 1, 8, 8)}), PLAIN),
+        (r"one input of shape \(N, 1, H, W\).*; set 'colour: rgb'", NET, Preprocess(colour=Colour.GRAY)),
+        (r"one input of shape \(N, 3, H, W\).*; set 'layout: nhwc'", model({"i": ("N", 8, 8, 3)}), PLAIN),
+        (r"one input of shape \(N, H, W, 3\).*; set 'layout: nchw'", NET, Preprocess(layout=Layout.NHWC)),
+        (r"one input of shape \(N, 3, H, W\); the model has 'i' .*5, 8\)$", model({"i": ("N", 8, 5, 8)}), PLAIN),
         (r"one input of shape \(N, 3, H, W\)", model({"i": ("N", 3, 8, 8), "j": ("N",)}), PLAIN),
         ("images are float32", model({"i": ("N", 3, 8, 8)}, dtype=DType.UINT8), PLAIN),
     ],

@@ -277,7 +277,7 @@ HOSTILE = [
     {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"split": 3}}},
     {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"batch_size": -1}}},
     {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"batch_size": True}}},
-    {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"preprocess": {"mean": [1]}}}},
+    {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"preprocess": {"mean": [1, 2]}}}},
     {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"preprocess": {"crop": "all"}}}},
     {"calibration": {"data": "data.npz"}, "recipe": {"calibration": {"preprocess": {"std": "abc"}}}},
 ]
@@ -294,7 +294,7 @@ def test_pictures_are_recorded_with_their_preprocessing(tmp_path):
     calibration = {"split": "", "preprocess": {"resize": 9, "crop": 8, "mean": [0.5, 0.5, 0.5]}}
     meta = {"calibration": {"data": "pictures"}, "recipe": {"calibration": calibration}}
     config = recorded_calibration(replace(trained(), meta=meta), tmp_path / "quant.npz")
-    assert (config.preprocess.crop, config.preprocess.mean, config.preprocess.std) == (8, (0.5, 0.5, 0.5), (1, 1, 1))
+    assert (config.preprocess.crop, config.preprocess.mean, config.preprocess.std) == (8, (0.5, 0.5, 0.5), (1,))
 
 
 # ------------------------------------------------------------------------------------------------------------ the order

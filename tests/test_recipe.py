@@ -263,7 +263,11 @@ WRONG_BY_SCHEMA = [
     ("evaluation:\n  split: test\n", 4, "evaluation.data is missing"),
     ("evaluation: {data: d.npz, metric: top2}\n", 4, "evaluation.metric: unknown value 'top2'; did you mean 'top1'?"),
     ("evaluation: {data: 3}\n", 4, "evaluation.data: got 3, expected a path"),
-    ("evaluation: {data: d, preprocess: {mean: [1, 2]}}\n", 4, "preprocess.mean: got a list, expected a list of 3"),
+    (
+        "evaluation: {data: d, preprocess: {mean: [1, 2]}}\n",
+        4,
+        "preprocess.mean: got a list, expected a list of 1 or 3",
+    ),
     ("evaluation: {data: d, preprocess: {std: [1, 0, 1]}}\n", 4, "preprocess.std[1]: got 0, expected a number above 0"),
     ("fuse: all\n", 4, "fuse: unknown value 'all'"),
     ("fuse:\n  - [a, b]\n  - c\n", 6, "fuse[1]: got 'c', expected a list"),
@@ -286,6 +290,12 @@ WRONG_BY_SCHEMA = [
 """Text after SMALL, the line and the message; the JSON schema refuses these too."""
 
 WRONG_OTHERWISE = [
+    (
+        "evaluation:\n  data: d\n  preprocess:\n    colour: gray\n    std: [1, 2, 3]\n",
+        8,
+        "evaluation.preprocess.std: got 3 numbers, expected one for all channels or 1 for 'colour: gray'",
+    ),
+    ("evaluation: {data: d, preprocess: {range: [1, 0]}}\n", 4, "range: got [1, 0], expected the first to be less"),
     ("gates: {min_size_ratio: .inf}\n", 4, "gates.min_size_ratio: got '.inf', expected a number"),
     ("gates: {min_size_ratio: 1:30}\n", 4, "got '1:30', expected a number"),
     ("gates: {max_accuracy_drop: 0.1}\n", 4, "gates.max_accuracy_drop needs an evaluation block"),

@@ -18,7 +18,7 @@ from qtool.ir.limits import shown
 from qtool.quantize.data_hash import Fingerprint, fingerprint
 from qtool.quantize.data_images import find_images, has_images
 from qtool.quantize.data_layout import Found, Wanted, enter_split, find
-from qtool.quantize.data_sources import Source
+from qtool.quantize.data_sources import VARIES, Source
 from qtool.recipe.schema import DataConfig
 
 __all__ = ["Batch", "Dataset", "Fingerprint", "fingerprint", "open_data"]
@@ -91,7 +91,7 @@ def open_data(config: DataConfig, graph: Graph) -> Dataset:
     inputs = {name: graph.values[name] for name in graph.inputs}
     found = _find(config, inputs)
     total = _check_columns(found.columns, inputs, config.data)
-    size = _batch_size(config, inputs, total)
+    size = _batch_size(config, inputs, found.columns, total)
     samples = min(total, size * config.batches) if config.batches else total
     classes = None
     if found.labels is not None:
@@ -149,14 +149,14 @@ def _check_column(source: Source, value: Value, sizes: dict[str, tuple[int, str]
             raise DataError(f"{source.where} has shape {source.shape}; expected {expected}")
         if got == 0:
             raise DataError(f"{source.where} is empty: it has shape {source.shape}")
-        if isinstance(size, str):
+        if isinstance(size, str) and got != VARIES:
             known, where = sizes.setdefault(size, (got, source.where))
             if got != known:
                 raise DataError(f"{source.where} has {size} = {got} where {where} has {known}; expected the same")
 
 
-def _batch_size(config: DataConfig, inputs: Mapping[str, Value], total: int) -> int:
-    """The recipe's batch size, or that of a model which takes no other."""
+def _batch_size(config: DataConfig, inputs: Mapping[str, Value], columns: Mapping[str, Source], total: int) -> int:
+    """The recipe's batch size, or that of a model which takes no other; 1 for samples of different shapes."""
     for name, value in inputs.items():
         fixed = value.shape[0]
         if isinstance(fixed, int):
@@ -169,7 +169,7 @@ def _batch_size(config: DataConfig, inputs: Mapping[str, Value], total: int) -> 
                     else f"{config.data}: the model takes batches of {fixed} samples, and there are {total}"
                 )
             return fixed
-    return config.batch_size
+    return 1 if any(VARIES in source.shape for source in columns.values()) else config.batch_size
 
 
 def _check_labels(labels: Source, output: Value, total: int, used: int) -> int | None:

@@ -1,12 +1,12 @@
-"""A folder of pictures as a stream of inputs, prepared as by torchvision's Resize, CenterCrop, ToTensor, Normalize."""
+"""A folder of pictures as a stream of inputs; ``preprocess`` says what is done to each."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +14,11 @@ from qtool.errors import DataError, MissingExtraError
 from qtool.ir import Array, DType, Value
 from qtool.ir.limits import shown
 from qtool.quantize.data_layout import Found, files_of
-from qtool.quantize.data_sources import Cursor, MemorySource, data_errors
-from qtool.recipe.schema import DataConfig, Preprocess
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from qtool.quantize.data_sources import VARIES, Cursor, MemorySource, data_errors
+from qtool.quantize.preprocess import Size, read_image
+from qtool.recipe.schema import Colour, DataConfig, Layout, Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_CHANNELS = 3
 
 
 def has_images(folder: Path) -> bool:
@@ -44,7 +41,7 @@ def find_images(folder: Path, split: str, config: DataConfig, inputs: Mapping[st
             f"{folder}: a folder of images needs 'preprocess: {{resize: ..., crop: ..., mean: [...], std: [...]}}', "
             "the same as in training"
         )
-    name, size = _image_input(folder, config.preprocess, inputs)
+    name, size = image_input(folder, config.preprocess, inputs)
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
@@ -53,32 +50,63 @@ def find_images(folder: Path, split: str, config: DataConfig, inputs: Mapping[st
     return Found({name: ImageSource(folder, tuple(paths), config.preprocess, size)}, labels)
 
 
-def _image_input(folder: Path, preprocess: Preprocess, inputs: Mapping[str, Value]) -> tuple[str, tuple[int, int]]:
-    """The model's only input, and the height and width that its pictures must have."""
+def image_input(where: Path, preprocess: Preprocess, inputs: Mapping[str, Value]) -> tuple[str, Size]:
+    """The model's only input, and the height and width that its pictures must have (None: any)."""
     value = next(iter(inputs.values()), None)
-    if value is None or len(inputs) != 1 or len(value.shape) != 4 or value.shape[1] not in (_CHANNELS, "C"):
+    if value is None or len(inputs) != 1 or not _fits(value, preprocess):
         spelt = ", ".join(f"{shown(name)} of shape {value.shape}" for name, value in inputs.items())
-        raise DataError(f"{folder}: images are fed to one input of shape (N, 3, H, W); the model has {spelt or 'none'}")
+        hint = _hint(value, preprocess) if value is not None and len(inputs) == 1 else ""
+        expected = _layout(preprocess.channels, preprocess.layout)
+        raise DataError(
+            f"{where}: images are fed to one input of shape {expected}; the model has {spelt or 'none'}{hint}"
+        )
     if value.dtype is not DType.FLOAT32:
         raise DataError(
-            f"{folder}: images are float32, and the model's input {shown(value.name)} is {value.dtype.value}"
+            f"{where}: images are float32, and the model's input {shown(value.name)} is {value.dtype.value}"
         )
-    size = [preprocess.crop if isinstance(n, str) else n for n in value.shape[2:]]
-    if None in size:
-        raise DataError(f"{folder}: the model takes images of any size, so 'preprocess: {{crop: ...}}' has to set one")
-    if preprocess.crop and any(n != preprocess.crop for n in size):
-        raise DataError(f"{folder}: 'crop: {preprocess.crop}' does not fit the model, which takes {size[0]}x{size[1]}")
-    return value.name, (int(size[0] or 0), int(size[1] or 0))
+    shape = value.shape[1:3] if preprocess.layout is Layout.NHWC else value.shape[2:]
+    wanted = [None if isinstance(n, str) else n for n in shape]
+    made = _made(preprocess)
+    if any(None not in (n, m) and n != m for n, m in zip(wanted, made, strict=True)):
+        key = f"crop: {preprocess.crop}" if preprocess.crop else f"resize: {list(made)}"
+        raise DataError(f"{where}: '{key}' does not fit the model, which takes {wanted[0]}x{wanted[1]}")
+    height, width = (m if n is None else n for n, m in zip(wanted, made, strict=True))
+    return value.name, (height, width)
+
+
+def _made(preprocess: Preprocess) -> Size:
+    """The size that preprocessing makes of every picture."""
+    if preprocess.crop is not None:
+        return preprocess.crop, preprocess.crop
+    return preprocess.resize if isinstance(preprocess.resize, tuple) else (None, None)
+
+
+def _fits(value: Value, preprocess: Preprocess) -> bool:
+    axis = 3 if preprocess.layout is Layout.NHWC else 1
+    return len(value.shape) == 4 and (isinstance(value.shape[axis], str) or value.shape[axis] == preprocess.channels)
+
+
+def _hint(value: Value, preprocess: Preprocess) -> str:
+    """The one key that would make pictures fit."""
+    other = Layout.NCHW if preprocess.layout is Layout.NHWC else Layout.NHWC
+    if _fits(value, replace(preprocess, layout=other)):
+        return f"; set 'layout: {other.value}'"
+    colour = Colour.RGB if preprocess.colour is Colour.GRAY else Colour.GRAY
+    return f"; set 'colour: {colour.value}'" if _fits(value, replace(preprocess, colour=colour)) else ""
+
+
+def _layout(channels: int, layout: Layout) -> str:
+    return f"(N, H, W, {channels})" if layout is Layout.NHWC else f"(N, {channels}, H, W)"
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Pictures that are read and prepared when their turn comes: float32 of shape (n, 3, height, width)."""
+    """Pictures that are read and prepared when their turn comes: float32 of shape (n, channels, height, width)."""
 
     folder: Path
     paths: tuple[Path, ...]
     preprocess: Preprocess
-    size: tuple[int, int]
+    size: Size
 
     @property
     def where(self) -> str:
@@ -90,7 +118,9 @@ class ImageSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.paths), _CHANNELS, *self.size)
+        sides, channels = (VARIES if n is None else n for n in self.size), self.preprocess.channels
+        last = self.preprocess.layout is Layout.NHWC
+        return (len(self.paths), *sides, channels) if last else (len(self.paths), channels, *sides)
 
     def open(self) -> Cursor:
         return _ImageCursor(self)
@@ -103,54 +133,10 @@ class _ImageCursor:
     def take(self, count: int) -> Array:
         paths = self._source.paths[self._at : self._at + count]
         self._at += count
-        return np.stack([read_image(path, self._source.preprocess, self._source.size) for path in paths])
+        return np.stack([read_image(path, str(path), self._source.preprocess, self._source.size) for path in paths])
 
     def close(self) -> None:
         """Every picture is closed once it is read."""
-
-
-def read_image(path: Path, preprocess: Preprocess, size: tuple[int, int]) -> Array:
-    """One picture as float32 (3, height, width): y[c] = (x[c] / 255 - mean[c]) / std[c] in RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with data_errors(str(path)), Image.open(path) as opened:
-            picture = _cropped(_resized(opened.convert("RGB"), preprocess.resize), preprocess.crop, path)
-            pixels = np.asarray(picture, np.float32)
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: it is no image that can be read: {error}") from error
-    if pixels.shape[:2] != size:
-        got = f"{pixels.shape[0]}x{pixels.shape[1]}"
-        raise DataError(
-            f"{path}: the image is {got} (height x width) after preprocessing; expected {size[0]}x{size[1]}"
-        )
-    mean, std = (np.array(numbers, np.float32) for numbers in (preprocess.mean, preprocess.std))
-    scaled = (pixels / np.float32(255) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
-
-
-def _resized(picture: Image, short_side: int | None) -> Image:
-    """The short side made ``short_side`` long, bilinear, the long side rounded down as torchvision does."""
-    if short_side is None:
-        return picture
-    from PIL.Image import Resampling
-
-    width, height = picture.size
-    if width <= height:
-        new = (short_side, int(short_side * height / width))
-    else:
-        new = (int(short_side * width / height), short_side)
-    return picture if new == picture.size else picture.resize(new, Resampling.BILINEAR)
-
-
-def _cropped(picture: Image, side: int | None, path: Path) -> Image:
-    if side is None:
-        return picture
-    width, height = picture.size
-    if min(width, height) < side:
-        raise DataError(f"{path}: the image is {height}x{width} (height x width), too small for 'crop: {side}'")
-    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
-    return picture.crop((left, top, left + side, top + side))
 
 
 def _read_labels(path: Path, images: list[Path]) -> MemorySource:

@@ -21,6 +21,8 @@ from qtool.ir import Array
 from qtool.ir.npyformat import MAX_HEADER, NpyHeader, parse_header
 from qtool.ir.zipreader import DEFLATED, Archive
 
+VARIES = -1
+"""The size of an axis that differs from sample to sample; such samples come one a batch."""
 _READ = 1 << 20
 _ENCRYPTED = 1
 

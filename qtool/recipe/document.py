@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from qtool.recipe.items import Item
-from qtool.recipe.kinds import Choice, Either, FilePath, Flag, Key, ListOf, Real, Table, Text, Whole
+from qtool.recipe.kinds import Choice, Either, FilePath, Flag, Interval, Key, ListOf, Real, Table, Text, Whole
 from qtool.recipe.observers import EPS, OBSERVERS, QUANT_LIMIT
 from qtool.recipe.presets import PRESETS
-from qtool.recipe.schema import Backend, Mode, QDType, Scheme
+from qtool.recipe.schema import Backend, Colour, Layout, Mode, QDType, Scheme
 
 METRICS = (
     *("top1", "top5", "mse", "psnr", "cosine", "sqnr"),
@@ -23,7 +24,7 @@ LAYER_MODES = (Mode.STATIC.value, Mode.DYNAMIC.value)
 """The modes that a rule may ask for; training is for whole models."""
 
 
-def _words(enumeration: type[Mode] | type[Backend] | type[Scheme] | type[QDType]) -> Choice:
+def _words(enumeration: type[enum.Enum]) -> Choice:
     return Choice(tuple(member.value for member in enumeration))
 
 
@@ -104,13 +105,18 @@ class QConfigDict:
         }
 
 
+_SIDE = Whole(1, 65536)
+
 _PREPROCESS = Table(
     MappingProxyType(
         {
-            "resize": Key(Whole(1, 65536), "pixels of the short side"),
-            "crop": Key(Whole(1, 65536), "pixels of the square cut from the centre"),
-            "mean": Key(ListOf(Real(-1e6, 1e6), 3), "of red, green and blue, subtracted from x / 255"),
-            "std": Key(ListOf(Real(0.0, 1e6, above=True), 3), "of red, green and blue, divided by"),
+            "resize": Key(Either(_SIDE, ListOf(_SIDE, (2,))), "pixels of the short side, or [height, width]"),
+            "crop": Key(_SIDE, "pixels of the square cut from the centre"),
+            "colour": Key(_words(Colour), "channels and their order: rgb, bgr or gray (rgb)"),
+            "range": Key(Interval(Real(-1e6, 1e6)), "what 0 and 255 become ([0, 1])"),
+            "mean": Key(ListOf(Real(-1e6, 1e6), (1, 3)), "one number, or one a channel, in that range: subtracted"),
+            "std": Key(ListOf(Real(0.0, 1e6, above=True), (1, 3)), "one number, or one a channel, divided by"),
+            "layout": Key(_words(Layout), "nchw, or nhwc for models that take channels last (nchw)"),
         }
     )
 )
@@ -123,6 +129,8 @@ _DATA = {
     "labels": Key(FilePath(), "a .csv file with file names and classes, for a folder of images"),
     "preprocess": Key(_PREPROCESS, "how an image becomes an input"),
 }
+
+CALIBRATION = Table(MappingProxyType(_DATA))
 
 _METRIC = Key(MetricName(METRICS), "what is measured (top1), or module:function")
 
@@ -159,7 +167,7 @@ RECIPE = Table(
                 ),
                 "auto, or where quantization begins and ends: {quant: [...], dequant: [...]}",
             ),
-            "calibration": Key(Table(MappingProxyType(_DATA)), "data to observe"),
+            "calibration": Key(CALIBRATION, "data to observe"),
             "evaluation": Key(
                 Table(MappingProxyType({**_DATA, "metric": _METRIC})),
                 "data to measure the accuracy on",

@@ -126,27 +126,57 @@ class Choice:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of ``length`` values (at least one, where that is None), read as a tuple."""
+    """A list of as many values as one of ``lengths`` says (at least one, where that is empty), read as a tuple."""
 
     kind: Kind
-    length: int | None = None
+    lengths: tuple[int, ...] = ()
 
     def read(self, item: Item, name: str) -> Any:
         items = item.value
-        if not isinstance(items, tuple) or not items or self.length not in (None, len(items)):
-            item.refuse(name, f"a list of {self.length or 'one or more'} values")
+        if not isinstance(items, tuple) or not items or (self.lengths and len(items) not in self.lengths):
+            count = " or ".join(map(str, self.lengths)) or "one or more"
+            item.refuse(name, f"a list of {count} values")
         return tuple(self.kind.read(child, f"{name}[{k}]") for k, child in enumerate(items))
 
     def schema(self) -> dict[str, Any]:
-        limits = {"minItems": self.length or 1, **({"maxItems": self.length} if self.length else {})}
-        return {"type": "array", "items": self.kind.schema(), **limits}
+        one: dict[str, Any] = {"type": "array", "items": self.kind.schema()}
+        if not self.lengths:
+            return {**one, "minItems": 1}
+        return {"anyOf": [{**one, "minItems": length, "maxItems": length} for length in self.lengths]}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """``[low, high]`` with low < high, read as a tuple; ``open_ended`` lets high be null."""
+
+    kind: Whole | Real
+    open_ended: bool = False
+
+    def read(self, item: Item, name: str) -> Any:
+        items = item.value
+        if not isinstance(items, tuple) or len(items) != 2:
+            item.refuse(name, str(self))
+        low = self.kind.read(items[0], f"{name}[0]")
+        if self.open_ended and items[1].value is None:
+            return low, None
+        high = self.kind.read(items[1], f"{name}[1]")
+        if low >= high:
+            item.fail(f"{name}: got [{low}, {high}], expected the first to be less than the second")
+        return low, high
+
+    def schema(self) -> dict[str, Any]:
+        high = {"anyOf": [self.kind.schema(), {"type": "null"}]} if self.open_ended else self.kind.schema()
+        return {"type": "array", "prefixItems": [self.kind.schema(), high], "minItems": 2, "maxItems": 2}
+
+    def __str__(self) -> str:
+        return "a list of two numbers" + (", the second of which may be null" if self.open_ended else "")
 
 
 @dataclass(frozen=True)
 class Either:
-    """A word, or what ``other`` (a list or a mapping) holds."""
+    """A single value, or what ``other`` (a list or a mapping) holds."""
 
-    words: Choice
+    words: Kind
     other: Kind
 
     def read(self, item: Item, name: str) -> Any:

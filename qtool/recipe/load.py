@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from qtool.ops import all_ops
-from qtool.recipe.document import METRICS, RECIPE
+from qtool.recipe.document import CALIBRATION, METRICS, RECIPE
 from qtool.recipe.items import Item
 from qtool.recipe.match import REGEX, TYPE, compiled
 from qtool.recipe.overrides import apply_overrides
@@ -16,9 +17,11 @@ from qtool.recipe.presets import default_for
 from qtool.recipe.qconfigs import plain_qconfig, read_qconfig
 from qtool.recipe.schema import (
     Backend,
+    Colour,
     DataConfig,
     Gates,
     LatencyConfig,
+    Layout,
     Mode,
     Preprocess,
     Recipe,
@@ -26,7 +29,7 @@ from qtool.recipe.schema import (
     Stubs,
 )
 from qtool.recipe.suggest import did_you_mean
-from qtool.recipe.yamlfile import read_file
+from qtool.recipe.yamlfile import parse, read_file
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -51,8 +54,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         debug=values.get("debug", False),
         fuse=values.get("fuse", "auto"),
         stubs=_stubs(values.get("stubs", "auto")),
-        calibration=_data(values.get("calibration")),
-        evaluation=_data(values.get("evaluation"), METRICS[0]),
+        calibration=_data(values.get("calibration"), item, "calibration"),
+        evaluation=_data(values.get("evaluation"), item, "evaluation"),
         latency=LatencyConfig(**values["latency"]) if "latency" in values else None,
         gates=Gates(**values.get("gates", {})),
         report_json=values.get("report", {}).get("json"),
@@ -86,11 +89,34 @@ def _stubs(value: Any) -> Stubs | None:
     return None if value == "auto" else Stubs(**value)
 
 
-def _data(values: Mapping[str, Any] | None, metric: str = "") -> DataConfig | None:
-    if values is None:
-        return None
-    preprocess = Preprocess(**values["preprocess"]) if "preprocess" in values else None
+def data_config(plain: Mapping[str, Any], base: Path) -> DataConfig:
+    """A data block that is not in a recipe, such as the one that a file records; RecipeError for what is none."""
+    item = parse(json.dumps(plain), "data", base, lines=False)
+    return _data_config(CALIBRATION.read(item, "data"), item, "data")
+
+
+def _data(values: Mapping[str, Any] | None, recipe: Item, name: str) -> DataConfig | None:
+    return None if values is None else _data_config(values, recipe.entries()[name], name)
+
+
+def _data_config(values: Mapping[str, Any], item: Item, name: str) -> DataConfig:
+    preprocess = None
+    if "preprocess" in values:
+        preprocess = _preprocess(values["preprocess"], item.entries()["preprocess"], f"{name}.preprocess")
+    metric = METRICS[0] if name == "evaluation" else ""
     return DataConfig(**{"metric": metric, **values, "preprocess": preprocess})
+
+
+def _preprocess(values: Mapping[str, Any], item: Item, name: str) -> Preprocess:
+    colour, layout = Colour(values.get("colour", Colour.RGB.value)), Layout(values.get("layout", Layout.NCHW.value))
+    found = Preprocess(**{**values, "colour": colour, "layout": layout})
+    for key, numbers in (("mean", found.mean), ("std", found.std)):
+        if len(numbers) not in (1, found.channels):
+            item.entries()[key].fail(
+                f"{name}.{key}: got {len(numbers)} numbers, expected one for all channels or "
+                f"{found.channels} for 'colour: {colour.value}'"
+            )
+    return found
 
 
 def _check_together(recipe: Recipe, item: Item) -> None:

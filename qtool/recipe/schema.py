@@ -100,17 +100,42 @@ class Stubs:
     dequant: tuple[str, ...]
 
 
+class Colour(enum.Enum):
+    """The channels of a picture, in their order."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    GRAY = "gray"
+
+
+class Layout(enum.Enum):
+    """Whether channels come before or after height and width."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
+
+
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes an input: the short side resized, the centre cropped, then (x / 255 - mean) / std.
+    """How an image becomes an input: resized, the centre cropped, spread over ``range``, then (x - mean) / std.
 
-    ``mean`` and ``std`` are for the channels red, green and blue.
+    ``mean`` and ``std`` are in the unit of ``range`` and have one number for all channels, or one a channel in the
+    order of ``colour``.
     """
 
-    resize: int | None = None
+    resize: int | tuple[int, int] | None = None
+    """The short side, which keeps the aspect, or (height, width)."""
     crop: int | None = None
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    colour: Colour = Colour.RGB
+    range: tuple[float, float] = (0.0, 1.0)
+    """What 0 and 255 become."""
+    layout: Layout = Layout.NCHW
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.colour is Colour.GRAY else 3
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qtool.errors import RecipeError
 from qtool.ir import Graph, Json
 from qtool.quantize.calibrate import Calibrated
-from qtool.recipe.schema import DataConfig, Preprocess, Recipe
+from qtool.recipe.load import data_config
+from qtool.recipe.schema import DataConfig, Recipe
 
 
 def provenance_of(recipe: Recipe, calibrated: Calibrated, data_hash: str) -> dict[str, Json]:
@@ -38,39 +40,20 @@ def _relative(recipe: Recipe) -> str:
 def recorded_calibration(graph: Graph, file: Path) -> DataConfig | None:
     """The calibration data that a quantized file records; None where it records none, or they are no longer there.
 
-    The file may hold anything: what is not as ``provenance_of`` writes it counts as nothing.
+    The file may hold anything: what no recipe could say counts as nothing.
     """
     used, recipe = (_mapping(graph.meta.get(key)) for key in ("calibration", "recipe"))
-    config = _mapping(recipe.get("calibration"))
-    place, split, size = used.get("data"), config.get("split", ""), config.get("batch_size", 32)
-    if not isinstance(place, str) or not isinstance(split, str) or not _is_count(size):
+    config, place = _mapping(recipe.get("calibration")), used.get("data")
+    if not isinstance(place, str):
         return None
-    data = Path(os.path.normpath(Path(os.path.realpath(file)).parent / place))
     try:
-        return DataConfig(data, split, size, preprocess=_preprocess(config)) if data.exists() else None
-    except (TypeError, ValueError, OSError):
+        data = Path(os.path.normpath(Path(os.path.realpath(file)).parent / place))
+        # Labels are not for calibration, and the recipe's folder, where they lie, is not recorded.
+        kept = {key: value for key, value in config.items() if key not in ("labels", "batches") and value != ""}
+        return data_config({**kept, "data": str(data)}, data.parent) if data.exists() else None
+    except (RecipeError, TypeError, ValueError, OSError, RecursionError):
         return None
-
-
-def _preprocess(config: Mapping[str, Any]) -> Preprocess | None:
-    """TypeError or ValueError for what a recipe would not take."""
-    found = _mapping(config.get("preprocess"))
-    if not found:
-        return None
-    resize, crop = found.get("resize"), found.get("crop")
-    if not all(size is None or _is_count(size) for size in (resize, crop)):
-        raise ValueError("sizes are counts")
-    return Preprocess(resize, crop, _colours(found.get("mean", (0, 0, 0))), _colours(found.get("std", (1, 1, 1))))
-
-
-def _colours(numbers: Any) -> tuple[float, float, float]:
-    red, green, blue = numbers
-    return float(red), float(green), float(blue)
 
 
 def _mapping(found: Any) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
-
-
-def _is_count(found: Any) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool) and found > 0
