@@ -80,6 +80,45 @@ def test_unary(row, kind):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+UNITS = {
+    abi.Unary.ELU: (math.expm1, 2.0),
+    abi.Unary.SIGMOID: (lambda x: 1 / (1 + math.exp(-x)), 3.0),
+    abi.Unary.TANH: (math.tanh, 4.0),
+    abi.Unary.GELU: (lambda x: 0.5 * x * math.erfc(-x / math.sqrt(2)), 8.0),
+    abi.Unary.SILU: (lambda x: x / (1 + math.exp(-x)), 4.0),
+}
+"""The function and how many units in the last place the kernels may be wrong, by ``core/functions.h``."""
+
+
+@pytest.mark.parametrize("row", kernel_rows("eltwise"))
+@pytest.mark.parametrize("kind", UNITS, ids=lambda kind: kind.name)
+def test_units_in_the_last_place(row, kind):
+    function, most = UNITS[kind]
+    rng = np.random.default_rng(17)
+    for size in (1e-30, 1e-3, 0.5, 2.0, 8.0, 13.0, 80.0):
+        x = rng.uniform(-size, 0 if kind is abi.Unary.ELU else size, 3001).astype(np.float32)
+        args = abi.make(abi.UnaryArgs, count=x.size, kind=int(kind), a=1.0)
+        got = run_kernel(row, Kind.SUNARY, args, [x], x).astype(np.float64)
+        expected = np.array([function(float(v)) for v in x])
+        unit = np.maximum(np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64), 2.0**-140)
+        assert (np.abs(got - expected) <= most * unit).all()
+
+
+@pytest.mark.parametrize("row", kernel_rows("eltwise"))
+@pytest.mark.parametrize("kind", UNARY, ids=lambda kind: kind.name)
+def test_nan_infinities_and_zeros(row, kind):
+    """NaN goes through but for clamps, +infinity gives what its limit is, in every lane."""
+    _, a, b = UNARY[kind]
+    x = np.resize(np.array([np.nan, np.inf, 0.0, -0.0], np.float32), 44)
+    got = run_kernel(row, Kind.SUNARY, abi.make(abi.UnaryArgs, count=44, kind=int(kind), a=a, b=b), [x], x)
+    clamps = kind in (abi.Unary.CLAMP, abi.Unary.HARDSWISH, abi.Unary.HARDSIGMOID)
+    assert clamps or np.isnan(got[0::4]).all()
+    limit = {abi.Unary.CLAMP: 2.0, abi.Unary.TANH: 1.0, abi.Unary.SIGMOID: 1.0, abi.Unary.HARDSIGMOID: 1.0}
+    np.testing.assert_array_equal(got[1::4], np.float32(limit.get(kind, np.inf)))
+    half = {abi.Unary.SIGMOID, abi.Unary.HARDSIGMOID}
+    np.testing.assert_array_equal(got[2::4], np.float32(0.5 if kind in half else 0.0))
+
+
 @pytest.mark.parametrize("row", kernel_rows("eltwise"))
 def test_sigmoid_at_the_ends_of_the_range(row):
     x = np.array([-HUGE, -1000, -88, 88, 1000, HUGE], np.float32)
