@@ -15,6 +15,7 @@ from qtool.ir.pieces import all_finite
 from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
 from qtool.quantize.bias_correction import ChannelMeans, Means
+from qtool.quantize.bias_range import fit_biases
 from qtool.quantize.observers import Observer, make_observer
 from qtool.quantize.prepare import Prepared, quantized_weights
 from qtool.recipe.observers import OBSERVERS
@@ -75,13 +76,14 @@ def calibrate(
     activations, ranges = _activation_qparams(prepared, observers)
     weights = _weight_qparams(prepared)
     warnings = [*_warnings(prepared, activations), *_weight_warnings(prepared, weights)]
+    weights, overflows = fit_biases(prepared, activations, weights)
     return Calibrated(
         prepared,
         MappingProxyType(activations),
         MappingProxyType(weights),
         MappingProxyType(ranges),
         samples,
-        tuple(warnings),
+        (*warnings, *overflows),
         means.means(),
     )
 
@@ -196,4 +198,4 @@ def _weight_warnings(prepared: Prepared, weights: Mapping[str, QParams]) -> Iter
         eps = min(config.weight.eps for config in prepared.qconfigs.values())
         dead = int(np.count_nonzero(qparams.scale <= eps))
         if dead:
-            yield f"weight '{name}': {dead} of {qparams.scale.size} channels are all zero"
+            yield f"weight '{name}': {dead} of {qparams.scale.size} channels are all zero, or nearly"
