@@ -114,6 +114,40 @@ def test_a_forked_child_neither_hangs_nor_errs():
     subprocess.run(command, check=True, timeout=60, cwd=Path(native.__file__).parent.parent.parent)
 
 
+AFFINITY = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import test_native_threads
+def threads():
+    return set(map(int, os.listdir("/proc/self/task")))
+everywhere, one, others = os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}, threads()
+if sys.argv[2] == "before":
+    os.sched_setaffinity(0, one)
+plan, x = test_native_threads._big_plan(2)
+test_native_threads._run_often(plan, x)
+workers = threads() - others
+if sys.argv[2] == "after":
+    assert os.sched_getaffinity(0) == everywhere  # a worker may have left a CPU, the caller stays as it was
+    for thread in (0, *workers):
+        os.sched_setaffinity(thread, one)
+    test_native_threads._run_often(plan, x)
+allowed = {thread: os.sched_getaffinity(thread) for thread in workers}
+assert len(allowed) == 1 and set(map(tuple, allowed.values())) == {tuple(one)}, allowed
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_threads_keep_to_the_cpus_that_they_are_given(when):
+    command = [sys.executable, "-W", "ignore", "-c", AFFINITY, str(Path(__file__).parent), when]
+    subprocess.run(command, check=True, timeout=60, cwd=Path(native.__file__).parent.parent.parent)
+
+
+def _run_often(plan: Plan, x: np.ndarray) -> None:
+    y = np.zeros(x.size, np.uint8)
+    for _ in range(50):
+        plan.run(x, y)
+
+
 # ---- the choice of kernels --------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,18 @@ class BlockedSignals {
   sigset_t before_;
 };
 
+// Moves the calling thread to a CPU that is not in `taken`; it stays where there is none that it may use. The kernel
+// likes to wake a thread on the CPU of the one that wakes it, and where other programs run it may leave both there for
+// many milliseconds, each waiting for the other. The affinity is as before afterwards: it is the user's to choose.
+void leave_cpus(const cpu_set_t& taken) {
+  cpu_set_t allowed, free;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  CPU_AND(&free, &allowed, &taken);
+  CPU_XOR(&free, &allowed, &free);
+  if (CPU_COUNT(&free) == 0 || sched_setaffinity(0, sizeof(free), &free) != 0) return;
+  sched_setaffinity(0, sizeof(allowed), &allowed);
+}
+
 }  // namespace
 
 struct ThreadPool::State {
@@ -82,6 +94,7 @@ struct ThreadPool::State {
   pid_t process = getpid();
   std::chrono::microseconds spin_time;
   std::vector<std::thread> workers;
+  std::vector<std::atomic<int>> cpus;  // where each thread was last seen, -1 for nowhere
 
   std::atomic<bool> busy{false};
   const void* data = nullptr;  // the job: written before ticket_, read by those who have a chunk of it
@@ -104,6 +117,32 @@ struct ThreadPool::State {
     }
   }
 
+  // With fewer CPUs than threads whoever spins keeps another from working, and nobody has a CPU for itself.
+  explicit State(int count)
+      : threads(count), spin_time(count <= allowed_cpus() ? kSpin : std::chrono::microseconds(0)), cpus(count) {
+    for (std::atomic<int>& cpu : cpus) cpu.store(-1, std::memory_order_relaxed);
+  }
+
+  // Takes a CPU that no other thread is on; of two on the same the later one goes.
+  void settle(int thread) {
+    const int here = sched_getcpu();
+    bool shared = false;
+    cpu_set_t taken;
+    CPU_ZERO(&taken);
+    for (int i = 0; i < threads; i++) {
+      const int cpu = cpus[i].load(std::memory_order_relaxed);
+      if (i == thread || cpu < 0) continue;
+      CPU_SET(cpu, &taken);
+      shared = shared || (cpu == here && i < thread);
+    }
+    if (shared) leave_cpus(taken);
+    note_cpu(thread, shared ? sched_getcpu() : here);
+  }
+
+  void note_cpu(int thread, int cpu) {  // writes only what changes: all threads read that cache line
+    if (cpus[thread].load(std::memory_order_relaxed) != cpu) cpus[thread].store(cpu, std::memory_order_relaxed);
+  }
+
   void serve(int thread) {
     uint32_t seen = 0;
     for (;;) {
@@ -115,6 +154,7 @@ struct ThreadPool::State {
       }
       if (stopping.load()) return;
       seen = generation.load(std::memory_order_acquire);
+      if (spin_time.count() > 0) settle(thread);
       work(seen, thread);
     }
   }
@@ -135,10 +175,7 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : state_(new State) {
-  state_->threads = threads;
-  // With fewer CPUs than threads whoever spins keeps another from working.
-  state_->spin_time = threads <= allowed_cpus() ? kSpin : std::chrono::microseconds(0);
+ThreadPool::ThreadPool(int threads) : state_(new State(threads)) {
   const BlockedSignals blocked;
   try {
     for (int i = 1; i < threads; i++) state_->workers.emplace_back([this, i] { state_->serve(i); });
@@ -163,6 +200,7 @@ void ThreadPool::run(int64_t chunks, Body body, const void* data) {
   s.data = data;
   s.chunks = static_cast<uint32_t>(chunks);
   s.done.store(0, std::memory_order_relaxed);
+  s.note_cpu(0, sched_getcpu());
   const uint32_t number = s.generation.load(std::memory_order_relaxed) + 1;
   s.ticket.store((uint64_t{number} << 32) | s.chunks, std::memory_order_release);
   s.generation.store(number);
