@@ -59,9 +59,10 @@ qconfig_dict:
   "type:linear": {weight: {observer: mse}}
 fuse: [[conv1, bn1, relu], [fc, act]]
 stubs: {quant: [x], dequant: [fc]}
-calibration: {data: data.npz, split: calib, batch_size: 16, batches: 4}
+calibration: {data: data.npz, split: calib, batch_size: 16, batches: 4, shuffle: 7, samples: [0, 64]}
 evaluation:
   data: images
+  samples: [64, null]
   metric: top5
   labels: labels.csv
   preprocess: {resize: 256, crop: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}
@@ -114,9 +115,13 @@ def test_a_full_recipe(write, tmp_path) -> None:
         debug=True,
         fuse=(("conv1", "bn1", "relu"), ("fc", "act")),
         stubs=Stubs(("x",), ("fc",)),
-        calibration=DataConfig(tmp_path / "data.npz", "calib", 16, 4),
+        calibration=DataConfig(tmp_path / "data.npz", "calib", 16, 4, shuffle=7, samples=(0, 64)),
         evaluation=DataConfig(
-            tmp_path / "images", metric="top5", labels=tmp_path / "labels.csv", preprocess=preprocess
+            tmp_path / "images",
+            metric="top5",
+            labels=tmp_path / "labels.csv",
+            preprocess=preprocess,
+            samples=(64, None),
         ),
         latency=LatencyConfig(2, 4, 0, 0.5),
         gates=Gates(0.01, 3.5, 1),
@@ -269,6 +274,9 @@ WRONG_BY_SCHEMA = [
         "preprocess.mean: got a list, expected a list of 1 or 3",
     ),
     ("evaluation: {data: d, preprocess: {std: [1, 0, 1]}}\n", 4, "preprocess.std[1]: got 0, expected a number above 0"),
+    ("evaluation: {data: d, shuffle: true}\n", 4, "evaluation.shuffle: got true, expected a whole number"),
+    ("evaluation: {data: d, samples: 5}\n", 4, "samples: got 5, expected a list of two numbers, the second of which"),
+    ("evaluation: {data: d, samples: [null, 5]}\n", 4, "samples[0]: got null, expected a whole number"),
     ("fuse: all\n", 4, "fuse: unknown value 'all'"),
     ("fuse:\n  - [a, b]\n  - c\n", 6, "fuse[1]: got 'c', expected a list"),
     ("fuse: [[a, 3]]\n", 4, "fuse[0][1]: got 3, expected the name of a module"),
@@ -295,6 +303,7 @@ WRONG_OTHERWISE = [
         8,
         "evaluation.preprocess.std: got 3 numbers, expected one for all channels or 1 for 'colour: gray'",
     ),
+    ("evaluation: {data: d, samples: [5, 5]}\n", 4, "samples: got [5, 5], expected the first to be less than the"),
     ("evaluation: {data: d, preprocess: {range: [1, 0]}}\n", 4, "range: got [1, 0], expected the first to be less"),
     ("gates: {min_size_ratio: .inf}\n", 4, "gates.min_size_ratio: got '.inf', expected a number"),
     ("gates: {min_size_ratio: 1:30}\n", 4, "got '1:30', expected a number"),
@@ -554,7 +563,8 @@ def validates(schema: dict, value: object) -> bool:
         return _object_validates(schema, value)
     if isinstance(value, list) and kind == "array":
         size = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
-        return size and all(validates(schema["items"], item) for item in value)
+        kinds_of = schema.get("prefixItems") or [schema["items"]] * len(value)
+        return size and all(validates(each, item) for each, item in zip(kinds_of, value, strict=True))
     if kind in ("number", "integer"):
         low = value > schema["exclusiveMinimum"] if "exclusiveMinimum" in schema else value >= schema["minimum"]
         return low and value <= schema["maximum"]

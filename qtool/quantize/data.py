@@ -15,6 +15,7 @@ import numpy as np
 from qtool.errors import DataError
 from qtool.ir import Array, Graph, Value
 from qtool.ir.limits import shown
+from qtool.quantize.data_combine import ChosenSource, Numbers, chosen_numbers
 from qtool.quantize.data_hash import Fingerprint, fingerprint
 from qtool.quantize.data_images import find_images, has_images
 from qtool.quantize.data_layout import Found, Wanted, enter_split, find
@@ -39,10 +40,15 @@ class Dataset:
     columns: Mapping[str, Source]
     labels: Source | None
     batch_size: int
-    samples: int
-    """How many samples are used, after the limit on batches."""
+    numbers: Numbers
+    """Which samples of the file or folder are used, after the limit on batches, in their order."""
     classes: int | None = None
     """Number of classes that labels are drawn from, where the model tells."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples are used."""
+        return len(self.numbers)
 
     def __len__(self) -> int:
         """Number of batches; the last one may be smaller."""
@@ -53,20 +59,23 @@ class Dataset:
 
         DataError that names the file, the array and the sample where there is NaN or infinity.
         """
+        return self._read(self.labels)
+
+    def _read(self, targets: Source | None) -> Iterator[Batch]:
         with ExitStack() as stack:
             cursors = {name: stack.enter_context(closing(source.open())) for name, source in self.columns.items()}
-            labels = stack.enter_context(closing(self.labels.open())) if self.labels else None
+            labels = stack.enter_context(closing(targets.open())) if targets else None
             for start in range(0, self.samples, self.batch_size):
                 count = min(self.batch_size, self.samples - start)
                 feeds = {name: cursor.take(count) for name, cursor in cursors.items()}
                 for name, array in feeds.items():
-                    check_finite(array, self.columns[name].where, start)
+                    check_finite(array, self.columns[name].where, self.numbers[start:])
                 taken = labels.take(count) if labels else None
                 yield feeds, _as_labels(taken)
 
     def feeds(self) -> Iterator[dict[str, Array]]:
         """The batches without their labels."""
-        for feeds, _ in self.batches():
+        for feeds, _ in self._read(None):
             yield feeds
 
     def fingerprint(self) -> str:
@@ -91,12 +100,24 @@ def open_data(config: DataConfig, graph: Graph) -> Dataset:
     inputs = {name: graph.values[name] for name in graph.inputs}
     found = _find(config, inputs)
     total = _check_columns(found.columns, inputs, config.data)
-    size = _batch_size(config, inputs, found.columns, total)
-    samples = min(total, size * config.batches) if config.batches else total
-    classes = None
     if found.labels is not None:
-        classes = _check_labels(found.labels, graph.values[graph.outputs[0]], total, samples)
-    return Dataset(config.data, found.columns, found.labels, size, samples, classes)
+        _check_label_shape(found.labels, graph.values[graph.outputs[0]], total)
+    numbers = chosen_numbers(config, total)
+    size = _batch_size(config, inputs, found.columns, len(numbers))
+    if config.batches:
+        numbers = numbers[: size * config.batches]
+    columns = {name: _chosen(source, numbers, total) for name, source in found.columns.items()}
+    labels, classes = None, None
+    if found.labels is not None:
+        labels = _chosen(found.labels, numbers, total)
+        classes = _classes(labels, graph.values[graph.outputs[0]])
+        _check_label_values(labels, classes, numbers)
+    return Dataset(config.data, columns, labels, size, numbers, classes)
+
+
+def _chosen(source: Source, numbers: Numbers, total: int) -> Source:
+    whole = isinstance(numbers, range) and numbers == range(total)
+    return source if whole else ChosenSource(source, numbers)
 
 
 def _check_limits(config: DataConfig) -> None:
@@ -172,8 +193,8 @@ def _batch_size(config: DataConfig, inputs: Mapping[str, Value], columns: Mappin
     return 1 if any(VARIES in source.shape for source in columns.values()) else config.batch_size
 
 
-def _check_labels(labels: Source, output: Value, total: int, used: int) -> int | None:
-    """Checks count, kind and values of the labels in use; the number of classes where they are class numbers."""
+def _check_label_shape(labels: Source, output: Value, total: int) -> None:
+    """Checks count, kind and shape of the labels."""
     if not labels.shape or labels.shape[0] != total:
         raise DataError(f"{labels.where} has shape {labels.shape}; expected labels for {total} samples")
     whole = labels.dtype.kind in "iu"
@@ -189,17 +210,20 @@ def _check_labels(labels: Source, output: Value, total: int, used: int) -> int |
             f"{labels.where} has shape {labels.shape}; expected {kind} of shape ({', '.join(map(str, shape))}) "
             f"for the model's output {shown(output.name)} of shape {_spell(output)}"
         )
+
+
+def _classes(labels: Source, output: Value) -> int | None:
+    """The number of classes where labels are class numbers and the model tells."""
     last = output.shape[-1] if len(output.shape) == len(labels.shape) + 1 else None
-    classes = last if whole and isinstance(last, int) else None
-    _check_label_values(labels, classes, used)
-    return classes
+    return last if labels.dtype.kind in "iu" and isinstance(last, int) else None
 
 
-def _check_label_values(labels: Source, classes: int | None, used: int) -> None:
+def _check_label_values(labels: Source, classes: int | None, numbers: Numbers) -> None:
+    """Checks the labels in use."""
     with closing(labels.open()) as cursor:
-        for start in range(0, used, _LABEL_CHUNK):
-            chunk = cursor.take(min(_LABEL_CHUNK, used - start))
-            check_finite(chunk, labels.where, start)
+        for start in range(0, len(numbers), _LABEL_CHUNK):
+            chunk = cursor.take(min(_LABEL_CHUNK, len(numbers) - start))
+            check_finite(chunk, labels.where, numbers[start:])
             if classes is None or chunk.dtype.kind not in "iu":
                 continue
             wrong = (chunk < 0) | (chunk >= classes)
@@ -208,17 +232,17 @@ def _check_label_values(labels: Source, classes: int | None, used: int) -> None:
             if wrong.any():
                 place = tuple(int(i) for i in np.argwhere(wrong)[0])
                 raise DataError(
-                    f"{labels.where} has label {chunk[place]} at sample {start + place[0]}; "
+                    f"{labels.where} has label {chunk[place]} at sample {numbers[start + place[0]]}; "
                     f"expected 0..{classes - 1}, as the model has {classes} classes"
                 )
 
 
-def check_finite(array: Array, where: str, start: int) -> None:
-    """DataError that names the first sample with NaN or infinity; ``start`` is the number of the array's first one."""
+def check_finite(array: Array, where: str, numbers: Numbers) -> None:
+    """DataError that names the first sample with NaN or infinity; ``numbers`` are those of the array's samples."""
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
     place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-    raise DataError(f"{where} has {array[place]} in sample {start + place[0]}; expected finite numbers")
+    raise DataError(f"{where} has {array[place]} in sample {numbers[place[0]]}; expected finite numbers")
 
 
 def _as_labels(taken: Array | None) -> Array | None:

@@ -131,8 +131,14 @@ class _ImageCursor:
         self._source, self._at = source, 0
 
     def take(self, count: int) -> Array:
-        paths = self._source.paths[self._at : self._at + count]
         self._at += count
+        return self.pick(np.arange(self._at - count, self._at))
+
+    def skip(self, count: int) -> None:
+        self._at += count
+
+    def pick(self, numbers: Array) -> Array:
+        paths = [self._source.paths[number] for number in numbers]
         return np.stack([read_image(path, str(path), self._source.preprocess, self._source.size) for path in paths])
 
     def close(self) -> None:

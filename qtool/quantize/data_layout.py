@@ -23,12 +23,12 @@ from qtool.errors import DataError
 from qtool.ir import Shape
 from qtool.ir.limits import MAX_MEMBERS, shown
 from qtool.ir.zipreader import open_archive
+from qtool.quantize.data_combine import joined
 from qtool.quantize.data_sources import (
     MappedSource,
     Source,
     as_one_sample,
     data_errors,
-    joined,
     member_source,
     npy_source,
 )

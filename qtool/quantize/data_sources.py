@@ -6,10 +6,11 @@ Nothing here holds more of a file than the samples that were asked for.
 from __future__ import annotations
 
 import math
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,12 @@ class Cursor(Protocol):
 
     def take(self, count: int) -> Array:
         """The next ``count`` samples, C-contiguous; there must be that many left."""
+
+    def skip(self, count: int) -> None:
+        """Passes over the next ``count`` samples; there must be that many left."""
+
+    def pick(self, numbers: Array) -> Array:
+        """The samples of those numbers (int64), wherever the cursor is, C-contiguous."""
 
     def close(self) -> None:
         """Lets go of the file; arrays already taken stay."""
@@ -96,6 +103,12 @@ class ArrayCursor:
     def take(self, count: int) -> Array:
         self._at += count
         return np.require(self._array[self._at - count : self._at], requirements=["C", "A"])
+
+    def skip(self, count: int) -> None:
+        self._at += count
+
+    def pick(self, numbers: Array) -> Array:
+        return np.ascontiguousarray(self._array[numbers])
 
     def close(self) -> None:
         self._array = self._array[:0].copy()
@@ -199,6 +212,7 @@ class _PackedCursor:
             self._archive = zipfile.ZipFile(source.path)
             self._stream = self._archive.open(source.member)
             self._stream.read(source.header.offset)
+        self._spooled: Array | None = None
 
     def take(self, count: int) -> Array:
         header = self._source.header
@@ -215,79 +229,33 @@ class _PackedCursor:
                 filled += len(part)
         return taken.reshape(shape)
 
+    def skip(self, count: int) -> None:
+        for step in steps_of(self._source, count):
+            self.take(step)
+
+    def pick(self, numbers: Array) -> Array:
+        if self._spooled is None:
+            self._spooled = spooled(self._source)
+        return np.ascontiguousarray(self._spooled[numbers])
+
     def close(self) -> None:
+        self._spooled = None
         self._stream.close()
         self._archive.close()
 
 
-# --------------------------------------------------------------------------------------------------------------- joined
+def steps_of(source: Source, count: int) -> Iterator[int]:
+    """``count`` samples cut into pieces of about a megabyte."""
+    step = max(1, _READ // max(1, math.prod(source.shape[1:]) * source.dtype.itemsize))
+    yield from (min(step, count - start) for start in range(0, count, step))
 
 
-@dataclass(frozen=True)
-class JoinedSource:
-    """Several sources one after another, with samples of one shape and type. Only one file is open at a time."""
-
-    parts: tuple[Source, ...]
-
-    @property
-    def where(self) -> str:
-        return self.parts[0].where + (f" and {len(self.parts) - 1} more files" if len(self.parts) > 1 else "")
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.parts[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-    def open(self) -> Cursor:
-        return _JoinedCursor(self.parts)
-
-
-def joined(parts: Sequence[Source]) -> Source:
-    """The parts as one source; DataError that names the first part which differs from the one before it."""
-    for part in parts:
-        if not part.shape:
-            raise DataError(f"{part.where} is a single number; expected an array of samples")
-        if (part.dtype, part.shape[1:]) != (parts[0].dtype, parts[0].shape[1:]):
-            raise DataError(
-                f"{part.where} has samples of {part.dtype.name} {part.shape[1:]}; "
-                f"expected {parts[0].dtype.name} {parts[0].shape[1:]} as in {parts[0].where}"
-            )
-    return parts[0] if len(parts) == 1 else JoinedSource(tuple(parts))
-
-
-class _JoinedCursor:
-    def __init__(self, parts: tuple[Source, ...]) -> None:
-        self._parts = parts
-        self._index = 0
-        self._left = parts[0].shape[0]
-        self._cursor = parts[0].open()
-
-    def take(self, count: int) -> Array:
-        self._skip_finished_parts()
-        if count <= self._left:
-            self._left -= count
-            return self._cursor.take(count)
-        # Copied part by part, as each array that is kept would keep its file open.
-        part = self._parts[0]
-        taken = np.empty((count, *part.shape[1:]), part.dtype)
-        filled = 0
-        while filled < count:
-            self._skip_finished_parts()
-            step = min(count - filled, self._left)
-            taken[filled : filled + step] = self._cursor.take(step)
-            self._left -= step
-            filled += step
-        return taken
-
-    def _skip_finished_parts(self) -> None:
-        while self._left == 0:
-            self._cursor.close()
-            self._index += 1
-            self._left = self._parts[self._index].shape[0]
-            self._cursor = self._parts[self._index].open()
-
-    def close(self) -> None:
-        self._cursor.close()
+def spooled(source: Source) -> Array:
+    """All samples, in a temporary file that is mapped: in any order, where a source is only read from its beginning."""
+    with data_errors(source.where), closing(source.open()) as cursor, tempfile.TemporaryFile() as file:
+        for step in steps_of(source, source.shape[0]):
+            file.write(cursor.take(step).tobytes())
+        file.flush()
+        if not file.tell():
+            return np.zeros(source.shape, source.dtype)
+        return np.memmap(file, source.dtype, "r", 0, source.shape).view(np.ndarray)

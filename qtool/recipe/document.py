@@ -124,6 +124,11 @@ _PREPROCESS = Table(
 _DATA = {
     "data": Key(FilePath(), "an .npz or .npy file, a folder of them, or a folder of images", required=True),
     "split": Key(Text("the name of a split"), "the part of the data to use"),
+    "shuffle": Key(Whole(0, (1 << 32) - 1), "the seed of a random order (the order of the data)"),
+    "samples": Key(
+        Interval(Whole(0, 1 << 48), open_ended=True),
+        "[start, stop] of the samples used, once shuffled; stop may be null",
+    ),
     "batch_size": Key(Whole(1, 1 << 20), "samples a batch (32)"),
     "batches": Key(Whole(1, 1 << 30), "number of batches (all)"),
     "labels": Key(FilePath(), "a .csv file with file names and classes, for a folder of images"),

@@ -149,6 +149,10 @@ class DataConfig:
     metric: str = ""
     labels: Path | None = None
     preprocess: Preprocess | None = None
+    shuffle: int | None = None
+    """The seed of a random order, the same everywhere; None is the order of the data."""
+    samples: tuple[int, int | None] | None = None
+    """From the first number up to, not including, the second, counted in the order that ``shuffle`` makes."""
 
 
 @dataclass(frozen=True)
