@@ -145,13 +145,17 @@ def test_a_split_is_a_folder(tmp_path):
 def test_arrays_come_before_pictures(tmp_path):
     folder_of(tmp_path / "d", x=np.zeros((5, 3, 8, 8), np.float32))
     Image.new("RGB", (8, 8)).save(tmp_path / "d" / "preview.png")
-    assert opened(tmp_path / "d").samples == 5
+    assert opened(tmp_path / "d", preprocess=None).samples == 5
+    with pytest.raises(DataError, match="'preprocess' is for images, and these data are arrays"):
+        opened(tmp_path / "d")
+    with pytest.raises(DataError, match="'labels' is for images"):
+        opened(tmp_path / "d", preprocess=None, labels=tmp_path / "labels.csv")
 
 
 @pytest.mark.parametrize(
     ("match", "graph", "preprocess"),
     [
-        ("needs 'preprocess:", NET, None),
+        ("images need 'preprocess:", NET, None),
         (r"1.png: the image is 8x10 \(height x width\) after preprocessing; expected 8x8", NET, PLAIN),
         (
             r"0.png: the image is 8x8 \(height x width\), too small for 'crop: 9'",

@@ -31,7 +31,7 @@ class EngineOptions:
 def measure_accuracy(
     sessions: Sequence[Session], data: Dataset, metric: str, progress: Callable[[int], None] | None = None
 ) -> tuple[MetricResult, ...]:
-    """The metric of the first output of each session, over the same batches.
+    """The metric of the first output of each session, or of input - output for a residual, over the same batches.
 
     Targets are the data's labels. Where a metric compares arrays and the labels are class numbers, or missing, the
     targets are the outputs of the first session. DataError where labels are needed and missing.
@@ -46,7 +46,7 @@ def measure_accuracy(
         )
     done = 0
     for feeds, labels in data.batches():
-        outputs = [_first_output(session, feeds) for session in sessions]
+        outputs = [_prediction(session, feeds, data.residual) for session in sessions]
         targets = _targets(spec, outputs[0], labels)
         for meter, output in zip(meters, outputs, strict=True):
             meter.add(output, targets)
@@ -67,9 +67,17 @@ def _targets(spec: MetricSpec, first: Array, labels: Array | None) -> Array:
     return labels
 
 
-def _first_output(session: Session, feeds: Mapping[str, Array]) -> Array:
-    outputs = session.run(feeds)
-    return outputs[session.graph.outputs[0]]
+def _prediction(session: Session, feeds: Mapping[str, Array], residual: bool) -> Array:
+    """The first output; where it is a residual, the first input without it."""
+    output = session.run(feeds)[session.graph.outputs[0]]
+    if not residual:
+        return output
+    x = feeds[session.graph.inputs[0]]
+    if x.shape != output.shape:
+        raise DataError(
+            f"residual: the model's input has shape {x.shape} and its output {output.shape}; expected the same"
+        )
+    return np.subtract(x, output)
 
 
 def open_for_all(config: DataConfig, graphs: Sequence[Graph]) -> Dataset:

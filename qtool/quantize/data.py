@@ -16,8 +16,9 @@ from qtool.errors import DataError
 from qtool.ir import Array, Graph, Value
 from qtool.ir.limits import shown
 from qtool.quantize.data_combine import ChosenSource, Numbers, chosen_numbers
+from qtool.quantize.data_encoded import find_encoded
 from qtool.quantize.data_hash import Fingerprint, fingerprint
-from qtool.quantize.data_images import find_images, has_images
+from qtool.quantize.data_images import ImageSource, find_images, has_images
 from qtool.quantize.data_layout import Found, Wanted, enter_split, find
 from qtool.quantize.data_sources import VARIES, Source
 from qtool.recipe.schema import DataConfig
@@ -44,6 +45,8 @@ class Dataset:
     """Which samples of the file or folder are used, after the limit on batches, in their order."""
     classes: int | None = None
     """Number of classes that labels are drawn from, where the model tells."""
+    residual: bool = False
+    """Whether the first input less the model's output is what is judged."""
 
     @property
     def samples(self) -> int:
@@ -111,8 +114,9 @@ def open_data(config: DataConfig, graph: Graph) -> Dataset:
     if found.labels is not None:
         labels = _chosen(found.labels, numbers, total)
         classes = _classes(labels, graph.values[graph.outputs[0]])
-        _check_label_values(labels, classes, numbers)
-    return Dataset(config.data, columns, labels, size, numbers, classes)
+        if not isinstance(found.labels, ImageSource):  # whose numbers come from bytes, and take long to read
+            _check_label_values(labels, classes, numbers)
+    return Dataset(config.data, columns, labels, size, numbers, classes, config.residual)
 
 
 def _chosen(source: Source, numbers: Numbers, total: int) -> Source:
@@ -133,7 +137,14 @@ def _find(config: DataConfig, inputs: Mapping[str, Value]) -> Found:
         path, split = enter_split(path, split)
         if has_images(path):
             return find_images(path, split, config, inputs)
-    return find(path, Wanted({name: value.shape for name, value in inputs.items()}, split))
+    images = find_encoded(path, split, config, inputs) if path.suffix == ".npz" and path.is_file() else None
+    if images is not None:
+        return images
+    arrays = find(path, Wanted({name: value.shape for name, value in inputs.items()}, split))
+    for key, given in (("preprocess", config.preprocess), ("labels", config.labels)):
+        if given is not None:
+            raise DataError(f"{path}: '{key}' is for images, and these data are arrays; leave it out")
+    return arrays
 
 
 def _check_columns(columns: Mapping[str, Source], inputs: Mapping[str, Value], path: Path) -> int:

@@ -1,4 +1,4 @@
-"""A folder of pictures as a stream of inputs; ``preprocess`` says what is done to each."""
+"""Pictures as a stream of inputs, and where they are files of a folder; ``preprocess`` says what is done to each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from qtool.errors import DataError, MissingExtraError
 from qtool.ir import Array, DType, Value
 from qtool.ir.limits import shown
 from qtool.quantize.data_layout import Found, files_of
-from qtool.quantize.data_sources import VARIES, Cursor, MemorySource, data_errors
+from qtool.quantize.data_sources import VARIES, Cursor, MemorySource, Source, data_errors
 from qtool.quantize.preprocess import Size, read_image
 from qtool.recipe.schema import Colour, DataConfig, Layout, Preprocess
 
@@ -36,21 +36,29 @@ def find_images(folder: Path, split: str, config: DataConfig, inputs: Mapping[st
         raise DataError(f"{folder}: there is no split {shown(split)}: a folder of images has one folder a split")
     files = files_of(folder)
     paths = sorted(path for suffix in SUFFIXES for path in files.get(suffix, []))
-    if config.preprocess is None:
+    labels = _read_labels(config.labels, paths) if config.labels else None
+    return found_images(FolderImages(folder, tuple(paths)), labels, config, inputs)
+
+
+def found_images(images: Images, labels: Source | None, config: DataConfig, inputs: Mapping[str, Value]) -> Found:
+    """Pictures as the model's only input, and their labels; with ``noise``, the clean pictures are the targets."""
+    preprocess = config.preprocess
+    if preprocess is None:
         raise DataError(
-            f"{folder}: a folder of images needs 'preprocess: {{resize: ..., crop: ..., mean: [...], std: [...]}}', "
+            f"{images.where}: images need 'preprocess: {{resize: ..., crop: ..., mean: [...], std: [...]}}', "
             "the same as in training"
         )
-    name, size = image_input(folder, config.preprocess, inputs)
+    name, size = _image_input(images.where, preprocess, inputs)
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
-        raise MissingExtraError("pillow", "images", f"reading the images of {folder}") from None
-    labels = _read_labels(config.labels, paths) if config.labels else None
-    return Found({name: ImageSource(folder, tuple(paths), config.preprocess, size)}, labels)
+        raise MissingExtraError("pillow", "images", f"reading the images of {images.where}") from None
+    if preprocess.noise is not None:
+        labels = ImageSource(images, replace(preprocess, noise=None), size)
+    return Found({name: ImageSource(images, preprocess, size)}, labels)
 
 
-def image_input(where: Path, preprocess: Preprocess, inputs: Mapping[str, Value]) -> tuple[str, Size]:
+def _image_input(where: str, preprocess: Preprocess, inputs: Mapping[str, Value]) -> tuple[str, Size]:
     """The model's only input, and the height and width that its pictures must have (None: any)."""
     value = next(iter(inputs.values()), None)
     if value is None or len(inputs) != 1 or not _fits(value, preprocess):
@@ -99,18 +107,47 @@ def _layout(channels: int, layout: Layout) -> str:
     return f"(N, H, W, {channels})" if layout is Layout.NHWC else f"(N, {channels}, H, W)"
 
 
+class Images(Protocol):
+    """Pictures as they are stored, by number."""
+
+    @property
+    def where(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int) -> tuple[Path | bytes, str]:
+        """A file or the bytes of one, and its name for messages."""
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Files of a folder."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, number: int) -> tuple[Path, str]:
+        return self.paths[number], str(self.paths[number])
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Pictures that are read and prepared when their turn comes: float32 of shape (n, channels, height, width)."""
 
-    folder: Path
-    paths: tuple[Path, ...]
+    images: Images
     preprocess: Preprocess
     size: Size
 
     @property
     def where(self) -> str:
-        return str(self.folder)
+        return self.images.where
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -120,7 +157,7 @@ class ImageSource:
     def shape(self) -> tuple[int, ...]:
         sides, channels = (VARIES if n is None else n for n in self.size), self.preprocess.channels
         last = self.preprocess.layout is Layout.NHWC
-        return (len(self.paths), *sides, channels) if last else (len(self.paths), channels, *sides)
+        return (len(self.images), *sides, channels) if last else (len(self.images), channels, *sides)
 
     def open(self) -> Cursor:
         return _ImageCursor(self)
@@ -138,8 +175,9 @@ class _ImageCursor:
         self._at += count
 
     def pick(self, numbers: Array) -> Array:
-        paths = [self._source.paths[number] for number in numbers]
-        return np.stack([read_image(path, str(path), self._source.preprocess, self._source.size) for path in paths])
+        source = self._source
+        files = (source.images.read(int(number)) for number in numbers)
+        return np.stack([read_image(file, where, source.preprocess, source.size) for file, where in files])
 
     def close(self) -> None:
         """Every picture is closed once it is read."""

@@ -55,6 +55,9 @@ def _opened(file: Path | bytes) -> Path | io.BytesIO:
 
 
 def _normalized(pixels: Array, preprocess: Preprocess) -> Array:
+    if preprocess.noise is not None:
+        random = np.random.RandomState(preprocess.noise.seed)
+        pixels = (pixels + random.normal(0.0, preprocess.noise.sigma, pixels.shape)).astype(np.float32)
     if preprocess.colour is Colour.BGR:
         pixels = pixels[:, :, ::-1]
     low, high = preprocess.range

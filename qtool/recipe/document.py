@@ -107,6 +107,15 @@ class QConfigDict:
 
 _SIDE = Whole(1, 65536)
 
+_NOISE = Table(
+    MappingProxyType(
+        {
+            "sigma": Key(Real(0.0, 255.0, above=True), "its deviation, where pixels are 0..255", required=True),
+            "seed": Key(Whole(0, (1 << 32) - 1), "drawn from it for every picture anew (0)"),
+        }
+    )
+)
+
 _PREPROCESS = Table(
     MappingProxyType(
         {
@@ -116,6 +125,7 @@ _PREPROCESS = Table(
             "range": Key(Interval(Real(-1e6, 1e6)), "what 0 and 255 become ([0, 1])"),
             "mean": Key(ListOf(Real(-1e6, 1e6), (1, 3)), "one number, or one a channel, in that range: subtracted"),
             "std": Key(ListOf(Real(0.0, 1e6, above=True), (1, 3)), "one number, or one a channel, divided by"),
+            "noise": Key(_NOISE, "Gaussian noise to be taken away: the clean picture is the target"),
             "layout": Key(_words(Layout), "nchw, or nhwc for models that take channels last (nchw)"),
         }
     )
@@ -138,6 +148,8 @@ _DATA = {
 CALIBRATION = Table(MappingProxyType(_DATA))
 
 _METRIC = Key(MetricName(METRICS), "what is measured (top1), or module:function")
+
+_RESIDUAL = Key(Flag(), "the model gives what is to be taken off its input, such as noise: input - output is judged")
 
 RECIPE = Table(
     MappingProxyType(
@@ -174,7 +186,7 @@ RECIPE = Table(
             ),
             "calibration": Key(CALIBRATION, "data to observe"),
             "evaluation": Key(
-                Table(MappingProxyType({**_DATA, "metric": _METRIC})),
+                Table(MappingProxyType({**_DATA, "metric": _METRIC, "residual": _RESIDUAL})),
                 "data to measure the accuracy on",
             ),
             "latency": Key(

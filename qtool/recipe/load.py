@@ -23,6 +23,7 @@ from qtool.recipe.schema import (
     LatencyConfig,
     Layout,
     Mode,
+    Noise,
     Preprocess,
     Recipe,
     Rule,
@@ -104,12 +105,26 @@ def _data_config(values: Mapping[str, Any], item: Item, name: str) -> DataConfig
     if "preprocess" in values:
         preprocess = _preprocess(values["preprocess"], item.entries()["preprocess"], f"{name}.preprocess")
     metric = METRICS[0] if name == "evaluation" else ""
-    return DataConfig(**{"metric": metric, **values, "preprocess": preprocess})
+    config = DataConfig(**{"metric": metric, **values, "preprocess": preprocess})
+    if preprocess is not None and preprocess.noise is not None:
+        _check_noise(config, preprocess, item, name)
+    return config
+
+
+def _check_noise(config: DataConfig, preprocess: Preprocess, item: Item, name: str) -> None:
+    if config.labels is not None:
+        item.entries()["labels"].fail(f"{name}.labels: 'noise' makes the clean pictures the targets; leave labels out")
+    plain = preprocess.range == (0, 1) and not any(preprocess.mean) and all(number == 1 for number in preprocess.std)
+    if config.metric == "psnr" and not plain:
+        item.entries()["preprocess"].fail(
+            f"{name}.preprocess: psnr is of pictures in 0..1; leave out range, mean and std, or measure mse or sqnr"
+        )
 
 
 def _preprocess(values: Mapping[str, Any], item: Item, name: str) -> Preprocess:
     colour, layout = Colour(values.get("colour", Colour.RGB.value)), Layout(values.get("layout", Layout.NCHW.value))
-    found = Preprocess(**{**values, "colour": colour, "layout": layout})
+    noise = Noise(**values["noise"]) if "noise" in values else None
+    found = Preprocess(**{**values, "colour": colour, "layout": layout, "noise": noise})
     for key, numbers in (("mean", found.mean), ("std", found.std)):
         if len(numbers) not in (1, found.channels):
             item.entries()[key].fail(

@@ -116,6 +116,18 @@ class Layout(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Gaussian noise, the clean picture being the target: of deviation ``sigma`` where pixels are 0..255, not clipped.
+
+    Drawn in float64 by NumPy's RandomState, which never changes, from ``seed`` anew for every picture, as the test
+    programs of DnCNN's authors do.
+    """
+
+    sigma: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """How an image becomes an input: resized, the centre cropped, spread over ``range``, then (x - mean) / std.
 
@@ -132,6 +144,7 @@ class Preprocess:
     range: tuple[float, float] = (0.0, 1.0)
     """What 0 and 255 become."""
     layout: Layout = Layout.NCHW
+    noise: Noise | None = None
 
     @property
     def channels(self) -> int:
@@ -153,6 +166,8 @@ class DataConfig:
     """The seed of a random order, the same everywhere; None is the order of the data."""
     samples: tuple[int, int | None] | None = None
     """From the first number up to, not including, the second, counted in the order that ``shuffle`` makes."""
+    residual: bool = False
+    """The model gives what is to be taken off its input, such as noise: input - output is compared with the targets."""
 
 
 @dataclass(frozen=True)
