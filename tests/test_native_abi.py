@@ -47,6 +47,7 @@ def test_structures_have_the_fields_of_the_header(struct):
         ("QT_", abi.Unary),
         ("QT_", abi.Binary),
         ("QT_POOL_", abi.Pool),
+        ("QT_", abi.Recurrent),
         ("QT_", abi.Storage),
         ("QT_", abi.Status),
     ],

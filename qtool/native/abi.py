@@ -48,6 +48,7 @@ class Kind(enum.IntEnum):
     SAFFINE = 13
     SSOFTMAX = 14
     SLAYERNORM = 15
+    RECURRENT = 16
 
 
 class Binary(enum.IntEnum):
@@ -240,6 +241,27 @@ class RowsArgs(Args):
     _fields_: ClassVar = [*_longs("rows"), *_ints("n"), *_floats("eps"), *_pointers("scale shift")]
 
 
+class Recurrent(enum.IntEnum):
+    LSTM = 0
+    GRU = 1
+    RNN = 2
+
+
+class RecurrentArgs(Args):
+    c_name = "qt_recurrent_args"
+    arrays: ClassVar = {
+        "w": ("int8", "float32"),
+        "r": ("int8", "float32"),
+        **dict.fromkeys(("w_scale", "r_scale", "bias", "peephole"), ("float32",)),
+    }
+    _fields_: ClassVar = [
+        *_ints("kind time batch in_features hidden directions reverse batch_first dynamic reduce_range row_wise fused"),
+        *_ints("input_forget linear_before_reset relu lengths_bytes initial_h initial_c"),
+        *_floats("clip"),
+        *_pointers("w r w_scale r_scale bias peephole"),
+    ]
+
+
 class CBuffer(ctypes.Structure):
     c_name = "qt_buffer"
     _fields_: ClassVar = [*_ints("kind reserved"), *_longs("offset bytes")]
@@ -283,5 +305,6 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.SAFFINE: AffineArgs,
     Kind.SSOFTMAX: RowsArgs,
     Kind.SLAYERNORM: RowsArgs,
+    Kind.RECURRENT: RecurrentArgs,
 }
 """The argument structure of each kind of operator."""

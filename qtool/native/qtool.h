@@ -57,7 +57,8 @@ enum qt_op_kind {
   QT_OP_SAFFINE = 13,        // qt_affine_args: y = x * scale[c] + shift[c], float32
   QT_OP_SSOFTMAX = 14,       // qt_rows_args: softmax over rows of n float32
   QT_OP_SLAYERNORM = 15,     // qt_rows_args
-  QT_OP_COUNT = 16,
+  QT_OP_RECURRENT = 16,      // qt_recurrent_args: float32; in: x [, lengths] [, initial h] [, initial c]
+  QT_OP_COUNT = 17,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -212,6 +213,36 @@ typedef struct qt_rows_args {
   const float* scale;  // layer norm, [n] or NULL
   const float* shift;
 } qt_rows_args;
+
+enum qt_recurrent_kind { QT_LSTM = 0, QT_GRU = 1, QT_RNN = 2 };
+
+// An LSTM, GRU or RNN layer as ONNX has it: order of the gates, directions, layout (`batch_first` is layout 1), lengths
+// of the sequences. With `dynamic` both products are those of QLINEAR_DYNAMIC: x is quantized as a whole (0 where it
+// lies behind the end of a sequence), the hidden state of all samples that run at every step.
+//
+// The output holds, one after another and without gaps: y, the last h, (LSTM) the last c, in ONNX's shapes; and room for
+// 6 * batch * hidden + (1 + time) * batch * gates * hidden floats more, and for x once more where it is dynamic and has
+// lengths.
+typedef struct qt_recurrent_args {
+  int32_t kind;
+  int32_t time, batch, in_features, hidden;
+  int32_t directions;  // 1 or 2; the second is backwards
+  int32_t reverse;     // the first is backwards as well
+  int32_t batch_first;
+  int32_t dynamic, reduce_range, row_wise, fused;  // as in qt_linear_dynamic_args
+  int32_t input_forget;         // LSTM: the forget gate is 1 minus the input gate
+  int32_t linear_before_reset;  // GRU
+  int32_t relu;                 // RNN: instead of tanh
+  int32_t lengths_bytes;        // of each length: 0 where there are none, 4 or 8
+  int32_t initial_h, initial_c; // 1 where they are given; zeros otherwise
+  float clip;                   // of what goes into the functions; infinity for none
+  const void* w;                // [directions][gates * hidden][in_features], float32 or int8
+  const void* r;                // [directions][gates * hidden][hidden]
+  const float* w_scale;         // [directions][gates * hidden], dynamic
+  const float* r_scale;
+  const float* bias;            // [directions][2][gates * hidden], of w and of r, or NULL
+  const float* peephole;        // [directions][3][hidden], LSTM, or NULL
+} qt_recurrent_args;
 
 typedef struct qt_op {
   int32_t kind;

@@ -19,6 +19,7 @@ from qtool.engine.lowering.move import (
 from qtool.engine.lowering.norm import lower_batch_norm, lower_layer_norm, lower_softmax
 from qtool.engine.lowering.pointwise import FORMULAS, lower_border, lower_table, lower_unary
 from qtool.engine.lowering.pool import lower_adaptive_pool, lower_mean, lower_pool
+from qtool.engine.lowering.recurrent import GATES, lower_recurrent
 from qtool.engine.lowering.segment import Binding, Role, Segment, Source, Step, Unsupported
 from qtool.ir import Node
 
@@ -77,6 +78,7 @@ LOWERINGS: Mapping[str, Lower] = {
     "cat": lower_cat,
     "slice": lower_slice,
     "split": lower_split,
+    **{f"{name}{suffix}": lower_recurrent for name in GATES for suffix in ("", "_dynamic")},
 }
 
 CHANNELS_LAST = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,6 +112,7 @@ class Segment:
         self.sizes: list[int] = []
         self.bindings: dict[int, Binding] = {}
         self._forms: dict[str, dict[Layout, int]] = {}
+        self._later: dict[str, tuple[Layout, Callable[[], int]]] = {}
 
     # ---- what lowering asks ------------------------------------------------------------------------------------
 
@@ -152,6 +153,10 @@ class Segment:
         self._forms.setdefault(name, {})[self._canonical(name, layout)] = buffer
         return buffer
 
+    def later(self, name: str, layout: Layout, make: Callable[[], int]) -> None:
+        """Says how a value is made, in a layout and a buffer that ``make`` gives, should anybody read it."""
+        self._later[name] = (layout, make)
+
     def buffer(self, size: int) -> int:
         self.sizes.append(size)
         return len(self.sizes) - 1
@@ -187,6 +192,9 @@ class Segment:
     # ---- inside --------------------------------------------------------------------------------------------------
 
     def _forms_of(self, name: str) -> dict[Layout, int]:
+        if name in self._later:
+            layout, make = self._later.pop(name)
+            self.alias(name, layout, make())
         if name not in self._forms:
             self._forms[name] = self._entered(name)
         return self._forms[name]

@@ -88,6 +88,7 @@ int64_t qt_struct_bytes(const char* name) {
   QT_STRUCT(qt_permute_args)
   QT_STRUCT(qt_affine_args)
   QT_STRUCT(qt_rows_args)
+  QT_STRUCT(qt_recurrent_args)
   QT_STRUCT(qt_op)
   QT_STRUCT(qt_plan_desc)
 #undef QT_STRUCT

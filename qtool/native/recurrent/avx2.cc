@@ -1,0 +1,7 @@
+#include "recurrent/body.h"
+
+namespace qtool {
+
+const RecurrentKernels recurrent_avx2 = kKernels;
+
+}  // namespace qtool
