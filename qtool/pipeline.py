@@ -133,7 +133,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def _calibrate(checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[Calibrated, str]:
     """Runs calibration; gives the hash of the data that was used ("" where nothing is observed)."""
-    if not checked.prepared.observed:
+    if not checked.prepared.needs_data:
         return calibrate(checked.prepared, ()), ""
     data, hashed = checked.calibration, Fingerprint()
     if data is None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qtool.analysis.cost import cost_of, macs_of
+from qtool.analysis.cost import Cost, Shapes, cost_of, macs_of
 from qtool.analysis.evaluate import EngineOptions
 from qtool.analysis.latency import Timing, random_feeds, time_interleaved
 from qtool.analysis.peers import open_peer
+from qtool.engine.lowering.groups import JOIN
 from qtool.engine.session import Session
-from qtool.engine.shapes import concrete_shapes
-from qtool.ir import Array, Graph
+from qtool.engine.shapes import concrete_shapes, shapes_within
+from qtool.ir import Array, Graph, Node, body_path
 from qtool.quantize.api import quantize
 from qtool.quantize.prepare import PrepareOptions
 from qtool.recipe.presets import get_default_qconfig
@@ -21,8 +22,6 @@ from qtool.recipe.schema import Backend, Mode, ObserverConfig, QConfig
 SCHEMA = "qtool.bench/1"
 OURS = "qtool"
 CALIBRATION_BATCHES = 2
-JOIN = " + "
-"""What a session's profile puts between the names of nodes that run as one."""
 
 
 @dataclass(frozen=True)
@@ -190,20 +189,33 @@ def profile_operators(session: Session, feeds: Mapping[str, Array], rounds: int 
         best = {node: min(seconds, best.get(node, seconds)) for node, seconds in taken.items()}
     total = sum(best.values()) or 1.0
     shapes = concrete_shapes(session.graph, {name: array.shape for name, array in feeds.items()})
-    return tuple(
-        _operator(session.graph, name, seconds, ", ".join(kernels[name]), shapes, total)
-        for name, seconds in best.items()
-    )
+    places = dict(_places(session.graph, shapes))
+    return tuple(_operator(places, name, seconds, ", ".join(kernels[name]), total) for name, seconds in best.items())
 
 
-def _operator(
-    graph: Graph, name: str, seconds: float, kernel: str, shapes: Mapping[str, tuple[int, ...]], total: float
-) -> OperatorRow:
-    members = set(name.split(JOIN))
-    nodes = [node for node in graph.nodes if node.name in members]
-    cost = cost_of(graph, nodes, shapes)
+@dataclass(frozen=True)
+class _Place:
+    """A node, and the graph that it is in, with the shapes of that graph's values."""
+
+    node: Node
+    graph: Graph
+    shapes: Shapes
+
+
+def _places(graph: Graph, shapes: Shapes, path: str = "") -> Iterator[tuple[str, _Place]]:
+    """Every node by its name, those of bodies with their path."""
+    for node in graph.nodes:
+        name = body_path(path, node.name) if path else node.name
+        yield name, _Place(node, graph, shapes)
+        for key, body in node.graphs.items():
+            yield from _places(body, shapes_within(node, body, shapes), body_path(name, key))
+
+
+def _operator(places: Mapping[str, _Place], name: str, seconds: float, kernel: str, total: float) -> OperatorRow:
+    found = [places[member] for member in name.split(JOIN) if member in places]
+    cost = cost_of(found[0].graph, [place.node for place in found], found[0].shapes) if found else Cost(0, 0)
     rate = 2e-9 * cost.macs / seconds if seconds else 0.0
-    ops = JOIN.join(node.op for node in nodes) or "layout"
+    ops = JOIN.join(place.node.op for place in found) or "layout"
     return OperatorRow(name, ops, kernel, 1e3 * seconds, seconds / total, rate, cost.bytes)
 
 

@@ -19,7 +19,7 @@ from qtool.analysis.shadow import layer_twin, shadow_graph
 from qtool.analysis.signal import Signal, pieces
 from qtool.engine.session import Session
 from qtool.errors import ModelError
-from qtool.ir import Array, Graph, Node, QParams
+from qtool.ir import Array, Graph, Node, QParams, bodies_by_path, body_path
 from qtool.ir.pieces import row_pieces
 from qtool.ops import get
 from qtool.passes import Fusion, float_names, fuse, lower_qdq, quantized_name
@@ -76,6 +76,12 @@ class Pair:
             raise ModelError(f"'{quant_graph.name}' was not made from this float model: {difference}")
         return pair
 
+    def bodies(self) -> dict[str, Pair]:
+        """Those of the bodies of control flow that both have, by path."""
+        inner = bodies_by_path(self.fused)
+        found = bodies_by_path(self.quantized).items()
+        return {path: Pair(inner[path], body) for path, body in found if path in inner}
+
 
 def _kind(graph: Graph) -> str:
     return f"quantized ({graph.backend})" if graph.is_quantized else "float"
@@ -101,11 +107,16 @@ def _difference(pair: Pair) -> str:
         int8 = dynamic or quantized.values[node.outputs[0]].qparams is not None
         if twin is None and int8 and node.op != "quantize":
             return f"that has no layer '{node.name}'"
-    return ""
+    bodies = pair.bodies()
+    missing = bodies_by_path(quantized).keys() - bodies.keys()
+    if missing:
+        return f"that has no body '{min(missing)}'"
+    found = ((path, _difference(body)) for path, body in bodies.items())
+    return next((f"in {path}: {difference}" for path, difference in found if difference), "")
 
 
 def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
-    """Float against dequantized weights, worst first."""
+    """Float against dequantized weights, worst first, those in bodies of control flow too."""
     rows = []
     for node in pair.quantized.nodes:
         signal, channels, axis = Signal(), [], 1 if get(node.op).weights else get(node.op).channel_axis
@@ -116,6 +127,8 @@ def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
             channels.append(_add_weight(signal, real, pair.quantized.initializers[value], qparams, axis))
         if channels:
             rows.append(replace(_row(node, signal), channels_db=min(channels)))
+    for path, body in pair.bodies().items():
+        rows += (replace(row, layer=body_path(path, row.layer)) for row in compare_weights(body))
     return _worst_first(rows)
 
 

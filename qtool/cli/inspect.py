@@ -9,6 +9,8 @@ import click
 from qtool.cli.common import BACKENDS, ModelArgument, Shared, shared_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from qtool.ir import Graph, Node
 
 
@@ -44,23 +46,33 @@ def command(shared: Shared, model: str, backend: str) -> None:
 
 
 def _layers(graph: Graph, backend: str) -> list[dict[str, Any]]:
-    from qtool.analysis.cost import macs_of
     from qtool.engine.shapes import concrete_shapes, nominal_shapes
 
-    shapes = concrete_shapes(graph, nominal_shapes(graph))
     states = {} if graph.is_quantized else _possibilities(graph, backend)
-    return [
-        {
-            "name": node.name,
+    return list(_rows(graph, concrete_shapes(graph, nominal_shapes(graph)), states))
+
+
+def _rows(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], states: Mapping[str, str], path: str = ""
+) -> Iterator[dict[str, Any]]:
+    """A row for each node, followed by those of the bodies that it has."""
+    from qtool.analysis.cost import macs_of
+    from qtool.engine.shapes import shapes_within
+    from qtool.ir import body_path
+
+    for node in graph.nodes:
+        name = body_path(path, node.name) if path else node.name
+        yield {
+            "name": name,
             "op": node.op,
             "shape": _shape(graph, node.outputs[0]),
             "bytes": sum(graph.initializers[name].nbytes for name in set(node.inputs) & graph.initializers.keys()),
             "macs": macs_of(node, shapes),
-            "precision": states.get(node.name) or _precision(graph, node),
+            "precision": states.get(name) or _precision(graph, node),
             **_parameters(graph, node),
         }
-        for node in graph.nodes
-    ]
+        for key, body in node.graphs.items():
+            yield from _rows(body, shapes_within(node, body, shapes), states, body_path(name, key))
 
 
 def _summary(graph: Graph, layers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,6 +144,8 @@ def _precision(graph: Graph, node: Node) -> str:
     """How a node of a quantized model runs."""
     from qtool.ops import get
 
+    if node.graphs:
+        return "control flow"
     if get(node.op).dynamic_of:
         return "int8 dynamic"
     if node.op == "embedding_rows":
@@ -150,6 +164,7 @@ def _parameters(graph: Graph, node: Node) -> dict[str, Any]:
 def _possibilities(graph: Graph, backend: str) -> dict[str, str]:
     """What static quantization with the backend's default qconfig would make of each node of a float model."""
     from qtool.errors import QuantizationError
+    from qtool.ir import all_nodes
     from qtool.quantize.prepare import PrepareOptions, prepare
     from qtool.recipe.presets import get_default_qconfig
     from qtool.recipe.schema import Backend, Mode, Rule
@@ -158,8 +173,8 @@ def _possibilities(graph: Graph, backend: str) -> dict[str, str]:
     try:
         prepared = prepare(graph, rules, PrepareOptions(Mode.STATIC, Backend(backend)))
     except QuantizationError:
-        return dict.fromkeys((node.name for node in graph.nodes), "float32")
-    states = dict.fromkeys((node.name for node in graph.nodes), "fused")
-    states.update(dict.fromkeys(prepared.qconfigs, "int8"))
-    states.update({fallback.node: f"float32: {fallback.reason}" for fallback in prepared.fallbacks})
+        return {}
+    states = {located.name: "control flow" if located.node.graphs else "fused" for located in all_nodes(graph)}
+    states.update(dict.fromkeys(prepared.quantized, "int8"))
+    states.update({fallback.node: f"float32: {fallback.reason}" for fallback in prepared.all_fallbacks})
     return states

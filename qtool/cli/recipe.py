@@ -50,8 +50,8 @@ def check(shared: Shared, recipe: Path, overrides: tuple[str, ...]) -> None:
             "schema": "qtool.recipe-check/1",
             "recipe": str(recipe),
             "resolved": dict(loaded.resolved),
-            "quantized": sorted(prepared.qconfigs),
-            "fallbacks": [{"layer": f.node, "op": f.op, "reason": f.reason} for f in prepared.fallbacks],
+            "quantized": sorted(prepared.quantized),
+            "fallbacks": [{"layer": f.node, "op": f.op, "reason": f.reason} for f in prepared.all_fallbacks],
             "rules": [{"key": row.key, "where": row.where, "matched": row.count} for row in prepared.matches.table],
             "samples": {name: data.samples for name, data in _data(checked).items()},
         }
@@ -71,13 +71,14 @@ def _show_check(shared: Shared, recipe: Path, checked: Checked) -> None:
     prepared = checked.prepared
     rules = [(row.key, row.where, row.count, row.modules) for row in prepared.matches.table]
     shared.show(table("rules", RULE_COLUMNS, rule_rows(rules), numeric=(1,)), "")
-    if prepared.fallbacks:
-        rows = [(fallback.node, fallback.op, fallback.reason) for fallback in prepared.fallbacks]
+    fallbacks = prepared.all_fallbacks
+    if fallbacks:
+        rows = [(fallback.node, fallback.op, fallback.reason) for fallback in fallbacks]
         shared.show(table("in float", ("layer", "operator", "why"), rows), "")
     for name, data in _data(checked).items():
         shared.show(line(f"{name}: {plural(data.samples, 'sample')} of {data.path}"))
-    count = len(prepared.qconfigs)
-    shared.show(line(f"{recipe} is good: {count} of {count + len(prepared.fallbacks)} layers would be quantized"))
+    count = len(prepared.quantized)
+    shared.show(line(f"{recipe} is good: {count} of {count + len(fallbacks)} layers would be quantized"))
 
 
 @command.command("init", short_help="Write a commented recipe to start from.")

@@ -1,4 +1,4 @@
-"""Runs ``if``, ``loop`` and ``scan`` on the reference: bodies are graphs, run once or again and again."""
+"""Runs ``if``, ``loop`` and ``scan``: which body, and how often; the bodies are run by whoever asks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from qtool.ir import Array, Graph, Node
 from qtool.ops import attrs_of
 from qtool.ops.control import BODY, ELSE, THEN, LoopAttrs, ScanAttrs, listed
 
-RunGraph = Callable[[Graph, Mapping[str, Array]], dict[str, Array]]
+RunBody = Callable[[Node, str, Mapping[str, Array]], Mapping[str, Array]]
+"""Gives the outputs of a node's body of that name from what is fed to it."""
 Arrays = tuple[Array, ...]
 
 
-def run_control(node: Node, inputs: Sequence[Array | None], run: RunGraph) -> Arrays:
-    """The outputs of a node with bodies; ``run`` computes a graph from what is fed to it."""
+def run_control(node: Node, inputs: Sequence[Array | None], run: RunBody) -> Arrays:
+    """The outputs of a node with bodies."""
     attrs = attrs_of(node)
     if node.op == "if":
         cond, *captured = inputs
-        return _call(run, node.graphs[THEN if _truth(cond) else ELSE], captured)
+        return _call(run, node, THEN if _truth(cond) else ELSE, captured)
     if node.op == "loop":
-        return _loop(attrs, node.graphs[BODY], inputs, run)
-    return _scan(attrs, node.graphs[BODY], [array for array in inputs if array is not None], run)
+        return _loop(attrs, node, inputs, run)
+    return _scan(attrs, node, [array for array in inputs if array is not None], run)
 
 
-def _call(run: RunGraph, body: Graph, inputs: Sequence[Any]) -> Arrays:
-    results = run(body, dict(zip(body.inputs, inputs, strict=True)))
+def _call(run: RunBody, node: Node, name: str, inputs: Sequence[Any]) -> Arrays:
+    body = node.graphs[name]
+    results = run(node, name, dict(zip(body.inputs, inputs, strict=True)))
     return tuple(results[name] for name in body.outputs)
 
 
@@ -36,8 +38,9 @@ def _truth(array: Array | None) -> bool:
     return True if array is None else bool(array.reshape(-1)[0])
 
 
-def _loop(attrs: LoopAttrs, body: Graph, inputs: Sequence[Array | None], run: RunGraph) -> Arrays:
+def _loop(attrs: LoopAttrs, node: Node, inputs: Sequence[Array | None], run: RunBody) -> Arrays:
     """While the condition holds, ``trip_count`` times at most."""
+    body = node.graphs[BODY]
     trips, cond, *values = inputs
     most = None if trips is None else int(trips.reshape(-1)[0])
     going, turn = _truth(cond), 0
@@ -45,7 +48,7 @@ def _loop(attrs: LoopAttrs, body: Graph, inputs: Sequence[Array | None], run: Ru
     rows: list[Arrays] = []
     while going and (most is None or turn < most):
         feeds = (np.array(turn, np.int64), np.array(going), *carried, *captured)
-        again, *made = _call(run, body, feeds)
+        again, *made = _call(run, node, BODY, feeds)
         carried = list(made[: attrs.carried])
         rows.append(tuple(made[attrs.carried :]))
         going, turn = _truth(again), turn + 1
@@ -66,9 +69,9 @@ def _stack(body: Graph, name: str, elements: Sequence[Array], axis: int) -> Arra
     return np.zeros(shape, value.dtype.numpy)
 
 
-def _scan(attrs: ScanAttrs, body: Graph, values: Sequence[Array], run: RunGraph) -> Arrays:
+def _scan(attrs: ScanAttrs, node: Node, values: Sequence[Array], run: RunBody) -> Arrays:
     """Once for each element of the sequences, which are as long as one another."""
-    count = attrs.num_scan_inputs
+    body, count = node.graphs[BODY], attrs.num_scan_inputs
     states, captured = list(values[: attrs.states]), values[attrs.states + count :]
     axes = listed("axes", attrs.scan_input_axes, count)
     directions = listed("directions", attrs.scan_input_directions, count)
@@ -81,7 +84,7 @@ def _scan(attrs: ScanAttrs, body: Graph, values: Sequence[Array], run: RunGraph)
         raise DataError(f"got sequences of lengths {sorted(lengths)}, expected one length")
     rows: list[Arrays] = []
     for turn in range(lengths.pop()):
-        made = _call(run, body, (*states, *(sequence[turn] for sequence in sequences), *captured))
+        made = _call(run, node, BODY, (*states, *(sequence[turn] for sequence in sequences), *captured))
         states = list(made[: attrs.states])
         rows.append(made[attrs.states :])
     names = body.outputs[attrs.states :]

@@ -21,6 +21,8 @@ def check_accumulators(graph: Graph) -> tuple[str, ...]:
 
 def _warnings(graph: Graph) -> Iterator[str]:
     for node in graph.nodes:
+        for body in node.graphs.values():
+            yield from _warnings(body)
         out = graph.values[node.outputs[0]].qparams
         weight = graph.initializers.get(node.inputs[1]) if len(node.inputs) > 1 else None
         if out is not None and weight is not None and get(node.op).rule is QuantRule.ACCUMULATE:

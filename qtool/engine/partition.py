@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from qtool.engine.lowering import Layout, Source, layout_wanted, why_unsupported
 from qtool.ir import Node
 
+CONTROL = "which body runs, and how often, is decided in Python"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -24,7 +26,7 @@ def fallbacks(source: Source, nodes: Sequence[Node]) -> dict[str, str]:
 
 def _why_not(source: Source, node: Node) -> str:
     if node.graphs:
-        return "control flow runs on the reference"
+        return CONTROL
     if any(name and name not in source.shapes for name in (*node.inputs, *node.outputs)):
         return "its shapes depend on the data"
     return why_unsupported(source, node)

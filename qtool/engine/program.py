@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qtool.engine import reference
+from qtool.engine.control import RunBody
 from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
 from qtool.ir import Array, Graph, Node
@@ -44,29 +45,59 @@ class Part(Protocol):
         """The outputs, and what each operator took."""
 
 
-class ReferencePart:
-    """Nodes that run on the NumPy reference."""
+class Bodies(Protocol):
+    """What runs the bodies of a graph's control flow."""
 
-    def __init__(self, source: Source, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
+    def run(self, node: Node, name: str, feeds: Arrays) -> Arrays:
+        """The outputs of a node's body of that name."""
+
+    def profile(self, node: Node, name: str, feeds: Arrays) -> tuple[Arrays, list[Timing]]:
+        """The outputs, and what each operator took."""
+
+
+class ReferencePart:
+    """Nodes that run on the NumPy reference, and control flow."""
+
+    def __init__(
+        self, graph: Graph, constants: Arrays, nodes: Sequence[Node], outputs: Sequence[str], bodies: Bodies
+    ) -> None:
         made = {out for node in nodes for out in node.outputs}
         read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
-        self._graph = source.graph
-        self._constants = source.constants
+        self._graph = graph
+        self._constants = constants
         self._nodes = tuple(nodes)
-        self.inputs = tuple(name for name in read if name not in made and name not in source.constants)
+        self._bodies = bodies
+        self.inputs = tuple(name for name in read if name not in made and name not in constants)
         self.outputs = tuple(outputs)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        return self.profile(arrays)[0]
+        known = self._known(arrays)
+        for node in self._nodes:
+            self._run_node(node, known, self._bodies.run)
+        return {name: known[name] for name in self.outputs}
 
     def profile(self, arrays: Arrays) -> tuple[dict[str, Array], list[Timing]]:
-        known = {**self._constants, **{name: arrays[name] for name in self.inputs}}
-        timings = []
+        known = self._known(arrays)
+        timings: list[Timing] = []
         for node in self._nodes:
+            inside: list[Timing] = []
+
+            def run_body(node: Node, name: str, feeds: Arrays, into: list[Timing] = inside) -> Arrays:
+                made, times = self._bodies.profile(node, name, feeds)
+                into += times
+                return made
+
             start = time.perf_counter()
-            known.update(zip(node.outputs, reference.run_node(self._graph, node, known), strict=True))
-            timings.append(Timing(node.name, "reference", time.perf_counter() - start))
+            self._run_node(node, known, run_body)
+            seconds = time.perf_counter() - start - sum(timing.seconds for timing in inside)
+            timings += [Timing(node.name, "control" if node.graphs else "reference", max(0.0, seconds)), *inside]
         return {name: known[name] for name in self.outputs}, timings
+
+    def _known(self, arrays: Arrays) -> dict[str, Array]:
+        return {**self._constants, **{name: arrays[name] for name in self.inputs}}
+
+    def _run_node(self, node: Node, known: dict[str, Array], run_body: RunBody) -> None:
+        known.update(zip(node.outputs, reference.run_node(self._graph, node, known, run_body), strict=True))
 
 
 @dataclass(frozen=True)
@@ -165,10 +196,11 @@ def _lives(segment: Segment, homes: Sequence[int]) -> dict[int, Life]:
 
 
 def constant_values(graph: Graph) -> dict[str, Array]:
-    """The initializers, and every value that follows from them alone, computed once."""
+    """The initializers, and every value that follows from them alone, computed once. Control flow runs each time, so
+    that what happens within it can be looked at."""
     constants = dict(graph.initializers)
     for node in graph.nodes:
-        if all(name in constants for name in node.inputs if name):
+        if not node.graphs and all(name in constants for name in node.inputs if name):
             constants.update(zip(node.outputs, reference.run_node(graph, node, constants), strict=True))
     return constants
 

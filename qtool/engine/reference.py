@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qtool.engine import dynamic, int8, recurrent
-from qtool.engine.control import run_control
+from qtool.engine.control import RunBody, run_control
 from qtool.engine.int8 import Call, Operand
 from qtool.engine.int8_pool import POOLS
 from qtool.engine.int8_products import PRODUCTS
@@ -81,11 +81,20 @@ def needed_nodes(graph: Graph, wanted: Sequence[str]) -> list[Node]:
     return found[::-1]
 
 
-def run_node(graph: Graph, node: Node, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+def run_body(node: Node, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of a body of control flow."""
+    return run(node.graphs[name], feeds)
+
+
+def run_node(
+    graph: Graph, node: Node, arrays: Mapping[str, Array], body_runner: RunBody = run_body
+) -> tuple[Array, ...]:
     """The outputs of one node from the arrays of its inputs; EngineError, with the node's name, where it cannot run."""
     inputs = tuple(Operand(arrays[name], graph.values[name].qparams) if name else None for name in node.inputs)
     outputs = tuple(graph.values[name].qparams for name in node.outputs)
     try:
+        if node.graphs:
+            return run_control(node, [None if operand is None else operand.array for operand in inputs], body_runner)
         return _run(graph, node, inputs, outputs)
     except (EngineError, DataError) as error:
         raise type(error)(f"{node.op} '{node.name}': {error}") from error
@@ -98,8 +107,6 @@ def _run(
         return (outputs[0].quantize(inputs[0].array),)
     if node.op == "dequantize" and inputs[0] is not None:
         return (inputs[0].floats(),)
-    if node.graphs:
-        return run_control(node, [None if operand is None else operand.array for operand in inputs], run)
     spec, attrs = get(node.op), attrs_of(node)
     if node.op == "linear_dynamic":
         return (_linear_dynamic(graph, attrs, inputs),)

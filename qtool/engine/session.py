@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from qtool import native
 from qtool.engine import reference
+from qtool.engine.control import RunBody
 from qtool.engine.lowering import Source
-from qtool.engine.partition import Stage, fallbacks, layouts_wanted, stages
+from qtool.engine.lowering.groups import JOIN
+from qtool.engine.partition import CONTROL, Stage, fallbacks, layouts_wanted, stages
 from qtool.engine.program import (
     Machine,
     NativePart,
@@ -26,8 +27,8 @@ from qtool.engine.program import (
     without_constants,
 )
 from qtool.engine.shapes import Sizes, concrete_shapes, nominal_shapes
-from qtool.errors import DataError, EngineError
-from qtool.ir import Array, Graph
+from qtool.errors import DataError, EngineError, ModelError
+from qtool.ir import Array, Graph, Node, body_path
 from qtool.ops.qdq import lower_qdq
 
 Engine = Literal["auto", "native", "reference"]
@@ -45,9 +46,20 @@ class Session:
     A graph with quantize and dequantize nodes around float operators (``debug: true``, or one that was imported) runs
     as the int8 graph it stands for. A plan is made for each set of input shapes when it is first met. ``run`` may be
     called from several threads; calls take turns.
+
+    Which body of control flow runs, and how often, is decided in Python; each body has a session of its own.
+    ``run_body`` runs them instead, for those who want to look inside.
     """
 
-    def __init__(self, graph: Graph, threads: int = 1, isa: str | None = None, engine: Engine = "auto") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        threads: int = 1,
+        isa: str | None = None,
+        engine: Engine = "auto",
+        *,
+        run_body: RunBody | None = None,
+    ) -> None:
         if engine not in ("auto", "native", "reference"):
             raise EngineError(f"got engine {engine!r}, expected auto, native or reference")
         if threads < 1:
@@ -55,22 +67,38 @@ class Session:
         if engine == "native" and not native.available():
             raise EngineError(native.why_not())
         self.graph = lower_qdq(graph) if graph.is_quantized else graph
-        self.engine = "native" if engine != "reference" and native.available() else "reference"
+        self.engine: Engine = "native" if engine != "reference" and native.available() else "reference"
         self._machine = Machine(native.choose_isa(isa), threads) if self.engine == "native" else None
         self._constants = constant_values(self.graph)
         self._plans: OrderedDict[tuple[Sizes, ...], list[Part]] = OrderedDict()
+        self._bodies = _Bodies(self._body_session, run_body)
         self._lock = threading.Lock()
+
+    def _body_session(self, body: Graph) -> BodySession:
+        threads = self._machine.threads if self._machine else 1
+        return BodySession(body, threads, self.isa or None, self.engine)
 
     @property
     def isa(self) -> str:
         """The instruction set in use; "" on the reference."""
         return self._machine.isa if self._machine else ""
 
-    @cached_property
+    @property
     def fallbacks(self) -> Mapping[str, str]:
-        """The nodes that run on the NumPy reference -> why; for the smallest batch."""
-        source = self._source(concrete_shapes(self.graph, nominal_shapes(self.graph)))
-        return self._unsupported(source)
+        """The nodes that run on the NumPy reference -> why; for the smallest batch.
+
+        Those of bodies are named as ``all_nodes`` does, for the sizes that the body was last run with. A body that
+        cannot be told of before it runs is named itself.
+        """
+        source = self._source(concrete_shapes(self.graph, self._usual_shapes()))
+        found: dict[str, str] = {}
+        for node in self.graph.nodes:
+            found.update(self._bodies.fallbacks(node))
+        unsupported = self._unsupported(source)
+        return {**{name: why for name, why in unsupported.items() if why != CONTROL}, **found}
+
+    def _usual_shapes(self) -> dict[str, Sizes]:
+        return nominal_shapes(self.graph)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The graph's outputs; quantized ones as the stored integers.
@@ -83,9 +111,13 @@ class Session:
 
     def profile(self, feeds: Mapping[str, Array]) -> list[Timing]:
         """What each operator took, in the order in which they ran; (node name, kernel, seconds)."""
+        return self.run_profiled(feeds)[1]
+
+    def run_profiled(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], list[Timing]]:
+        """The outputs, and what each operator took."""
         arrays = self._checked(feeds)
         with self._lock:
-            return self._run(arrays, profile=True)[1]
+            return self._run(arrays, profile=True)
 
     def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         arrays = reference.check_feeds(self.graph, feeds)
@@ -123,9 +155,12 @@ class Session:
         if key not in self._plans:
             while len(self._plans) >= PLANS_KEPT:
                 self._plans.popitem(last=False)
-            self._plans[key] = self._make_parts(self._source(concrete_shapes(self.graph, fed)))
+            self._plans[key] = self._planned(fed)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+    def _planned(self, fed: Mapping[str, Sizes]) -> list[Part]:
+        return self._make_parts(self._source(concrete_shapes(self.graph, fed)))
 
     def _source(self, shapes: Mapping[str, Sizes]) -> Source:
         return Source(self.graph, shapes, self._constants)
@@ -133,7 +168,7 @@ class Session:
     def _unsupported(self, source: Source) -> dict[str, str]:
         nodes = without_constants(self.graph, self._constants).nodes
         if self._machine is None:
-            return {node.name: "the native engine is not used" for node in nodes}
+            return {node.name: CONTROL if node.graphs else "the native engine is not used" for node in nodes}
         return fallbacks(source, nodes)
 
     def _make_parts(self, source: Source) -> list[Part]:
@@ -147,4 +182,68 @@ class Session:
     def _part(self, source: Source, stage: Stage, outputs: tuple[str, ...]) -> Part:
         if stage.native and self._machine is not None:
             return NativePart(source, stage.nodes, outputs, self._machine)
-        return ReferencePart(source, stage.nodes, outputs)
+        return ReferencePart(self.graph, self._constants, stage.nodes, outputs, self._bodies)
+
+
+class BodySession(Session):
+    """A body of control flow made ready to run.
+
+    Unlike a graph it may meet arrays without elements, and sizes that only the run itself can judge; it runs on the
+    reference then.
+    """
+
+    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return reference.check_feeds(self.graph, feeds)
+
+    def _planned(self, fed: Mapping[str, Sizes]) -> list[Part]:
+        if all(0 not in shape for shape in fed.values()):
+            try:
+                return super()._planned(fed)
+            except ModelError:
+                pass
+        nodes = without_constants(self.graph, self._constants).nodes
+        (outputs,) = needed_outputs(self.graph, [nodes])
+        return [ReferencePart(self.graph, self._constants, nodes, outputs, self._bodies)]
+
+    def _usual_shapes(self) -> dict[str, Sizes]:
+        """Those of the last run, if there was one."""
+        if not self._plans:
+            return nominal_shapes(self.graph)
+        return dict(zip(self.graph.inputs, next(reversed(self._plans)), strict=True))
+
+
+class _Bodies:
+    """The sessions of a graph's bodies, made when they are first needed."""
+
+    def __init__(self, make: Callable[[Graph], BodySession], run_body: RunBody | None) -> None:
+        self._make = make
+        self._run_body = run_body
+        self._sessions: dict[str, BodySession] = {}
+
+    def run(self, node: Node, name: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        if self._run_body is not None:
+            return self._run_body(node, name, feeds)
+        return self._session(node, name).run(feeds)
+
+    def profile(self, node: Node, name: str, feeds: Mapping[str, Array]) -> tuple[Mapping[str, Array], list[Timing]]:
+        made, timings = self._session(node, name).run_profiled(feeds)
+        path = body_path(node.name, name)
+        return made, [t._replace(node=JOIN.join(body_path(path, part) for part in t.node.split(JOIN))) for t in timings]
+
+    def fallbacks(self, node: Node) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in node.graphs:
+            path = body_path(node.name, name)
+            try:
+                inner = self._session(node, name).fallbacks
+            except ModelError:
+                found[path] = "which of its nodes run on the reference shows when it has run"
+            else:
+                found.update({body_path(path, key): why for key, why in inner.items()})
+        return found
+
+    def _session(self, node: Node, name: str) -> BodySession:
+        path = body_path(node.name, name)
+        if path not in self._sessions:
+            self._sessions[path] = self._make(node.graphs[name])
+        return self._sessions[path]

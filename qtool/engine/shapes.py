@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qtool.errors import DataError
+from qtool.errors import DataError, ModelError
 from qtool.ir import DType, Graph, Node, TensorType
 from qtool.ops import attrs_of, get, infer_node
+from qtool.ops.control import listed
 
 Sizes = tuple[int, ...]
 BORDERS = ("quantize", "dequantize")
@@ -49,6 +50,26 @@ def _computed(node: Node, inputs: Sequence[TensorType | None]) -> tuple[TensorTy
     except DataError:  # running the node will tell
         return None
     return tuple(TensorType(DType.of(array), array.shape, array) for array in results)
+
+
+def shapes_within(node: Node, body: Graph, shapes: Mapping[str, Sizes]) -> dict[str, Sizes]:
+    """The shapes of the values of a body the first time it runs, as far as those outside are known; {} where inference
+    cannot tell any."""
+    outer = list(node.inputs[1:] if node.op == "if" else node.inputs)
+    fed = [shapes.get(name) for name in outer]
+    if node.op == "loop":
+        fed[:2] = [(), ()]
+    elif node.op == "scan":
+        attrs = attrs_of(node)
+        axes = listed("axes", attrs.scan_input_axes, attrs.num_scan_inputs)
+        for at, axis in enumerate(axes, attrs.states):
+            whole = fed[at]
+            fed[at] = None if whole is None else tuple(np.delete(whole, axis).tolist())
+    known = {name: shape for name, shape in zip(body.inputs, fed, strict=True) if shape is not None}
+    try:
+        return concrete_shapes(body, known)
+    except ModelError:
+        return {}
 
 
 def nominal_shapes(graph: Graph) -> dict[str, Sizes]:

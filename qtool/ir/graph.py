@@ -57,7 +57,8 @@ class Node:
 class Graph:
     """Nodes in execution order; ``values`` describes every input, initializer and node output.
 
-    ``backend`` is empty for a float graph and names the int8 arithmetic of a quantized one.
+    ``backend`` is empty for a float graph and names the int8 arithmetic of a quantized one. A graph whose bodies are
+    quantized has it even where it has no int8 layer outside of them; a body that is all float has none.
     ``meta`` is what the file records of where the graph came from (recipe, versions, hashes).
     """
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from qtool.errors import EngineError
-from qtool.ir import Array, Dim, DType, Graph, Shape, TensorType
+from qtool.ir import Array, Dim, DType, Graph, Node, Shape, TensorType
 from qtool.ops.activation import NoAttrs
 from qtool.ops.dims import UNKNOWN, axis_of, is_unknown, need_integers, product, same_shape, same_size, spell
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, attrs_of, register, require
 
 Types = tuple[TensorType, ...]
 Bodies = Mapping[str, Graph]
@@ -45,6 +45,15 @@ class ScanAttrs(Attrs):
     scan_output_axes: tuple[int, ...] = ()
     scan_input_directions: tuple[int, ...] = ()
     scan_output_directions: tuple[int, ...] = ()
+
+
+def captured_count(node: Node) -> int:
+    """How many of the last inputs of a node with bodies, and of each body, are what the bodies read from outside."""
+    if node.op == "if":
+        return len(node.inputs) - 1
+    attrs = attrs_of(node)
+    own = 2 + attrs.carried if node.op == "loop" else attrs.states + attrs.num_scan_inputs
+    return len(node.inputs) - int(own)
 
 
 def is_true(name: str, tensor: TensorType | None) -> None:

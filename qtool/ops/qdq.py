@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qtool.ir import Array, Graph, Node, Value, remake
+from qtool.ir import Array, Graph, Node, Value, remake, with_bodies
 from qtool.ir.rewrite import drop_dead
 from qtool.ops.check import keeps_parameters
 from qtool.ops.registry import OpSpec, QuantRule, get
@@ -18,8 +18,9 @@ def lower_qdq(graph: Graph) -> Graph:
 
     A node is lowered when every activation it reads is dequantized, its weight is a quantized constant, and each of its
     outputs is read by one quantize and nothing else. All others run in float as they stand.
-    Quantized constants are stored as integers.
+    Quantized constants are stored as integers. Bodies of control flow are lowered alike.
     """
+    graph = with_bodies(graph, lambda body, _: lower_qdq(body) if body.is_quantized else body)
     graph = _quantize_constants(graph)
     renamed: dict[str, str] = {}
     nodes: list[Node] = []

@@ -1,24 +1,25 @@
-"""Graph -> Graph rewrites, and the order they run in."""
+"""Graph -> Graph rewrites, and the order they run in. Bodies of control flow are rewritten as the graph around them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qtool.errors import ModelError
-from qtool.ir import Graph, Json
+from qtool.ir import Graph, Json, all_nodes, with_bodies
 from qtool.ir.rewrite import drop_dead
 from qtool.ir.verify import verify
 from qtool.ops.check import check_types
 from qtool.ops.qdq import float_names, lower_qdq, quantized_name
+from qtool.passes.capture_constants import capture_constants
 from qtool.passes.clean import drop_identities, fold_constants
 from qtool.passes.fold_bn import fold_batch_norm
 from qtool.passes.fold_pad import fold_pad
 from qtool.passes.fuse_activation import fuse_clamp, fuse_relu
 from qtool.passes.fuse_bias import fuse_bias
 from qtool.passes.fuse_dynamic import fuse_dynamic
-from qtool.passes.fuse_lists import fuse_lists
+from qtool.passes.fuse_lists import fuse_lists, lists_within, own_lists
 from qtool.passes.fuse_residual import fuse_residual
 from qtool.passes.linear_matmul import linear_matmul
 from qtool.passes.recognize_gelu import recognize_gelu
@@ -45,6 +46,7 @@ CLEAN: tuple[Pass, ...] = (
     drop_identities,  # dropout between layers would hide the patterns below
     fold_constants,  # makes weights out of expressions of weights
     linear_matmul,  # once the weights are constants
+    capture_constants,  # once they are folded; the bodies come after the graph around them
     drop_dead,  # what folding left behind
 )
 
@@ -67,12 +69,18 @@ class Fusion:
     """What to fuse: ``mode`` is "auto", "none", or lists of module names as the recipe has them.
 
     ``residual`` and ``clamp`` name the convolutions and linears that may take over a residual add (one rounding) or a
-    clamp other than relu (finer scale), which changes bits against PyTorch; they matter for "auto" only.
+    clamp other than relu (finer scale), which changes bits against PyTorch; they matter for "auto" only. Nodes of
+    bodies go by the names that ``all_nodes`` gives them.
     """
 
     mode: str | tuple[tuple[str, ...], ...] = "auto"
     residual: tuple[str, ...] = ()
     clamp: tuple[str, ...] = ()
+
+    def within(self, body: Graph, path: str) -> Fusion:
+        """What of it is for a body."""
+        mode = self.mode if isinstance(self.mode, str) else lists_within(body, self.mode)
+        return Fusion(mode, _within(self.residual, path), _within(self.clamp, path))
 
     def to_json(self) -> dict[str, Json]:
         """Plain values for the file, so that the same fusion can be repeated on the float model."""
@@ -90,14 +98,23 @@ class Fusion:
             raise ModelError("the file does not record how its layers were fused; quantize the model again") from None
 
 
+def _within(names: Sequence[str], path: str) -> tuple[str, ...]:
+    return tuple(name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}."))
+
+
 def fuse(graph: Graph, fusion: Fusion = Fusion()) -> Graph:
     """The graph with layers fused; RecipeError for a list of modules that cannot be."""
+    fused = run_passes(graph, _fusing(graph, fusion))
+    return with_bodies(fused, lambda body, path: fuse(body, fusion.within(body, path)))
+
+
+def _fusing(graph: Graph, fusion: Fusion) -> tuple[Pass, ...]:
     if fusion.mode == "none":
-        return clean(graph)
+        return CLEAN
     if not isinstance(fusion.mode, str):
-        lists = fusion.mode
-        return run_passes(graph, (*CLEAN, lambda g: fuse_lists(g, lists)))
-    passes: tuple[Pass, ...] = (
+        lists = own_lists(graph, fusion.mode)
+        return (*CLEAN, lambda g: fuse_lists(g, lists))
+    return (
         *CLEAN,
         fold_batch_norm,  # before activations: the batch norm stands between
         fuse_relu,  # before residual: the add then carries its relu along
@@ -105,14 +122,13 @@ def fuse(graph: Graph, fusion: Fusion = Fusion()) -> Graph:
         lambda g: fuse_residual(g, fusion.residual),
         drop_dead,
     )
-    return run_passes(graph, passes)
 
 
 def optimize(graph: Graph) -> Graph:
     """Every fusion there is, for running a float graph at its best; a quantized graph is only lowered."""
     if graph.is_quantized:
         return lower_qdq(graph)
-    names = tuple(node.name for node in graph.nodes)
+    names = tuple(node.name for node in all_nodes(graph))
     return fuse(graph, Fusion("auto", names, names))
 
 
@@ -122,7 +138,9 @@ def simplify(graph: Graph) -> Graph:
     In one that is quantized already, what lies between a layer and the quantize behind it goes into the layer: with one
     rounding, as the file says, and in int8.
     """
-    graph = run_passes(graph, SIMPLIFY)
+    graph = with_bodies(run_passes(graph, SIMPLIFY), lambda body, _: simplify(body))
+    backends = [body.backend for node in graph.nodes for body in node.graphs.values() if body.backend]
+    graph = replace(graph, backend=graph.backend or next(iter(backends), ""))
     if not graph.is_quantized:
         return graph
     names = tuple(node.name for node in graph.nodes)
@@ -131,7 +149,7 @@ def simplify(graph: Graph) -> Graph:
 
 def clean(graph: Graph) -> Graph:
     """Only what changes no number."""
-    return run_passes(graph, CLEAN)
+    return with_bodies(run_passes(graph, CLEAN), lambda body, _: clean(body))
 
 
 def run_passes(graph: Graph, passes: Sequence[Pass]) -> Graph:

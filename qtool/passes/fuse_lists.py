@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 
 from qtool.errors import RecipeError
-from qtool.ir import Graph, Node
+from qtool.ir import Graph, Node, all_nodes
 from qtool.passes.fold_bn import can_fold, fold_batch_norm
 from qtool.passes.fuse_activation import can_host, fuse_relu
 
@@ -30,6 +30,20 @@ def fuse_lists(graph: Graph, lists: Sequence[Sequence[str]]) -> Graph:
     norms = frozenset(node.name for chain in chains for node in chain if node.op == "batch_norm")
     relus = {node.name for chain in chains for node in chain if node.op == "relu"}
     return fuse_relu(fold_batch_norm(graph, norms), relus)
+
+
+def lists_within(graph: Graph, lists: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """The lists that name a module of the graph or of a body in it."""
+    known = {name for node in all_nodes(graph) for name in (node.scope, node.node.name)}
+    return tuple(tuple(names) for names in lists if not known.isdisjoint(names))
+
+
+def own_lists(graph: Graph, lists: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The lists that are for the graph itself, not for one of its bodies; also those that are for neither."""
+    own = {name for node in graph.nodes for name in (node.scope, node.name)}
+    bodies = [body for node in graph.nodes for body in node.graphs.values()]
+    inside = {names for body in bodies for names in lists_within(body, lists)}
+    return [names for names in lists if tuple(names) not in inside or not own.isdisjoint(names)]
 
 
 def _find_chain(graph: Graph, names: Sequence[str]) -> list[Node]:

@@ -8,21 +8,24 @@ from types import MappingProxyType
 
 import numpy as np
 
-from qtool.engine.session import Session
-from qtool.errors import DataError, QtoolError, QuantizationError
-from qtool.ir import Array, Node, QParams
+from qtool.errors import QtoolError, QuantizationError
+from qtool.ir import Array, Node, QParams, body_path
 from qtool.ir.pieces import all_finite
 from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
-from qtool.quantize.bias_correction import ChannelMeans, Means
+from qtool.quantize.bias_correction import Means
 from qtool.quantize.bias_range import fit_biases
+from qtool.quantize.observation import Machine, Observation
 from qtool.quantize.observers import Observer, make_observer
-from qtool.quantize.prepare import Prepared, quantized_weights
+from qtool.quantize.prepare import Prepared, left_in_float, quantized_weights
 from qtool.recipe.observers import OBSERVERS
 from qtool.recipe.schema import ObserverConfig, Scheme
 
 Progress = Callable[[int], None]
 """Called after each batch with the number of samples seen so far."""
+
+
+NEVER_RUN = "its body was never run in calibration"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Calibrated:
     warnings: tuple[str, ...]
     means: Means = field(default_factory=dict)
     """What the layers whose biases are to be corrected read, on average."""
+    bodies: Mapping[str, Calibrated] = field(default_factory=dict)
+    """The same of each body of control flow, by its path as in ``Prepared``; warnings are in the outermost one too."""
 
 
 def calibrate(
@@ -58,38 +63,66 @@ def calibrate(
     """Feeds the batches through the float graph and computes all quantization parameters.
 
     Activations are observed batch by batch in execution order, as PyTorch's observers see them, and nothing is kept of
-    a batch once it is observed. Dynamic mode needs no batches. Raises DataError for NaN or Inf (naming the layer) and
-    QuantizationError where there was nothing to observe.
+    a batch once it is observed. A body of control flow that no batch reaches is left in float, with a warning. Dynamic
+    mode needs no batches. Raises DataError for NaN or Inf (naming the layer) and QuantizationError where there was
+    nothing to observe.
     """
     _check_parameters(prepared)
-    observers = [make_observer(group.config) if group.fixed is None else None for group in prepared.groups]
-    by_value = {
-        name: observer
-        for group, observer in zip(prepared.groups, observers, strict=True)
-        if observer is not None
-        for name in group.values
-    }
-    samples, means = 0, ChannelMeans(prepared)
-    if by_value:
-        session = Session(prepared.graph.with_outputs(_computed(prepared, means)), threads=threads, isa=isa)
-        samples = _observe(prepared, session, (by_value, means), batches, progress)
-    activations, ranges = _activation_qparams(prepared, observers)
+    seen, samples = None, 0
+    if prepared.needs_data:
+        seen = Observation(prepared, Machine(threads, isa))
+        samples = _observe(seen, batches, progress)
+    calibrated = replace(_calibrated(prepared, seen), samples=samples)
+    if not calibrated.prepared.quantized:
+        raise QuantizationError(f"nothing is left to quantize: {'; '.join(calibrated.warnings)}")
+    return calibrated
+
+
+def _calibrated(prepared: Prepared, seen: Observation | None) -> Calibrated:
+    """The parameters of a graph and of its bodies, those that have not run being left in float."""
+    activations, ranges = _activation_qparams(prepared, seen.observers if seen else [None] * len(prepared.groups))
     weights = _weight_qparams(prepared)
     warnings = [*_warnings(prepared, activations), *_weight_warnings(prepared, weights)]
     weights, overflows = fit_biases(prepared, activations, weights)
+    warnings += overflows
+    bodies: dict[str, Calibrated] = {}
+    for path, body in prepared.bodies.items():
+        inner = seen.bodies[path] if seen else None
+        if inner is not None and not inner.runs and body.needs_data:
+            warnings.append(_never_run(prepared, path, body))
+            bodies[path] = _calibrated(left_in_float(body, NEVER_RUN), None)
+        else:
+            bodies[path] = _calibrated(body, inner)
+        warnings += (f"{path}: {text}" for text in bodies[path].warnings)
+    found = {path: body.prepared for path, body in bodies.items()}
     return Calibrated(
-        prepared,
+        replace(prepared, bodies=MappingProxyType(found)),
         MappingProxyType(activations),
         MappingProxyType(weights),
         MappingProxyType(ranges),
-        samples,
-        (*warnings, *overflows),
-        means.means(),
+        0,
+        tuple(warnings),
+        seen.means.means() if seen else {},
+        MappingProxyType(bodies),
+    )
+
+
+def _never_run(prepared: Prepared, path: str, body: Prepared) -> str:
+    node, name = next(
+        (node, name) for node in prepared.graph.nodes for name in node.graphs if body_path(node.name, name) == path
+    )
+    left = len(body.quantized) - len(left_in_float(body, NEVER_RUN).quantized)
+    count = f"{left} layers stay" if left > 1 else "1 layer stays"
+    return (
+        f"{node.op} '{node.name}': its body '{name}' was never run in calibration, so {count} in float there:"
+        " calibrate with data that reach it"
     )
 
 
 def _check_parameters(prepared: Prepared) -> None:
     """NaN or infinity in a weight would come out of every layer behind it: it is named here, before anything runs."""
+    for body in prepared.bodies.values():
+        _check_parameters(body)
     for node in prepared.graph.nodes:
         weights = quantized_weights(prepared, node)
         bias = get(node.op).bias if weights else None
@@ -103,41 +136,17 @@ def _check_parameters(prepared: Prepared) -> None:
                 )
 
 
-def _computed(prepared: Prepared, means: ChannelMeans) -> tuple[str, ...]:
-    """The observed values that the session has to give (inputs are at hand already)."""
-    wanted = dict.fromkeys((*prepared.observed, *means.axes))
-    return tuple(name for name in wanted if name not in prepared.graph.inputs)
-
-
-def _observe(
-    prepared: Prepared,
-    session: Session,
-    into: tuple[Mapping[str, Observer], ChannelMeans],
-    batches: Iterable[Mapping[str, Array]],
-    progress: Progress | None,
-) -> int:
-    samples, (observers, means) = 0, into
+def _observe(seen: Observation, batches: Iterable[Mapping[str, Array]], progress: Progress | None) -> int:
+    """Runs all batches; gives the number of samples in them."""
+    samples = 0
     for feeds in batches:
-        outputs = session.run(feeds)
-        for name in means.axes:
-            means.observe(name, feeds[name] if name in feeds else outputs[name])
-        for name in prepared.observed:
-            _observe_value(prepared, observers[name], name, feeds[name] if name in feeds else outputs.pop(name))
-        samples += len(next(iter(feeds.values())))
+        seen.run(feeds)
+        samples += next((len(array) for array in feeds.values() if np.ndim(array)), 1)
         if progress is not None:
             progress(samples)
     if samples == 0:
         raise QuantizationError("there is no calibration data: static quantization needs at least one batch")
     return samples
-
-
-def _observe_value(prepared: Prepared, observer: Observer, name: str, x: Array) -> None:
-    try:
-        observer.observe(x)
-    except QtoolError as error:
-        producer = prepared.graph.producers.get(name)
-        where = f"the output of {producer.op} '{producer.name}'" if producer else f"the input '{name}'"
-        raise DataError(f"calibration of {where}: {error}") from error
 
 
 def _activation_qparams(

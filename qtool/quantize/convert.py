@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qtool.engine.overflow import check_accumulators
-from qtool.ir import Array, Graph, Json, Node, QParams, Value, remake
+from qtool.ir import Array, Graph, Json, Node, QParams, Value, remake, with_bodies
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.bias_correction import correct_biases
@@ -24,14 +24,13 @@ def convert(calibrated: Calibrated, *, debug: bool = False, meta: Mapping[str, J
     operators; both give the same outputs, bit for bit, since the int8 graph is made from the other one.
 
     A dynamic layer reads and gives floats, wherever it stands: a static layer's output is dequantized for it, and its
-    own is quantized where a static layer reads it. Graph inputs and outputs stay float32 and keep their names. Raises
-    QuantizationError, naming the layer, where an int32 accumulator could overflow.
+    own is quantized where a static layer reads it. Inputs and outputs of the graph, and of bodies of control flow, stay
+    float32 and keep their names. Raises QuantizationError, naming the layer, where an int32 accumulator could overflow.
     """
-    calibrated = _with_corrected_biases(calibrated)
     prepared = calibrated.prepared
     explicit = _explicit(calibrated)
     recorded = {**prepared.graph.meta, **(meta or {}), "debug": debug, "fusion": prepared.fusion.to_json()}
-    explicit = replace(explicit, backend=prepared.options.backend.value, meta=recorded)
+    explicit = replace(explicit, meta=recorded)
     lowered = lower_qdq(explicit)
     check_accumulators(lowered)
     return explicit if debug else lowered
@@ -53,6 +52,10 @@ class _Names:
 
 
 def _explicit(calibrated: Calibrated) -> Graph:
+    """The graph with quantize and dequantize nodes, and its bodies with theirs; a body without any stays as it is."""
+    if not calibrated.prepared.quantized:
+        return calibrated.prepared.graph
+    calibrated = _with_corrected_biases(calibrated)
     prepared = calibrated.prepared
     names = _name_values(prepared, calibrated.activations)
     values: list[Value] = []
@@ -75,7 +78,9 @@ def _explicit(calibrated: Calibrated) -> Graph:
             if out in names.raw:
                 values.append(replace(prepared.graph.values[out], name=names.raw[out]))
             _add_pair(prepared.graph, out, names, calibrated.activations, (nodes, values))
-    return remake(prepared.graph, nodes, values=[*values, *weights.values], initializers=tables)
+    made = remake(prepared.graph, nodes, values=[*values, *weights.values], initializers=tables)
+    made = with_bodies(made, lambda _, path: _explicit(calibrated.bodies[path]))
+    return replace(made, backend=prepared.options.backend.value)
 
 
 def _name_values(prepared: Prepared, activations: Mapping[str, QParams]) -> _Names:

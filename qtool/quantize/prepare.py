@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
 from qtool.errors import QuantizationError
-from qtool.ir import DType, Graph, Node
+from qtool.ir import EMPTY, DType, Graph, Node, all_nodes, bodies_by_path, body_path
 from qtool.ops import QuantRule, all_ops, get
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import Fusion, fuse
@@ -46,7 +46,8 @@ class Prepared:
     """A fused float graph with everything decided that calibration and conversion need.
 
     ``qconfigs`` maps the nodes to quantize to their configuration; ``groups`` are the sets of values that share one
-    observer (none where every layer is dynamic).
+    observer (none where every layer is dynamic). ``bodies`` has the same for each body of control flow, by its path
+    (``choice.then_branch``): it is prepared as a graph of its own, whose inputs and outputs are float.
     """
 
     graph: Graph
@@ -56,6 +57,7 @@ class Prepared:
     groups: tuple[ObserverGroup, ...]
     fallbacks: tuple[Fallback, ...]
     matches: Matches
+    bodies: Mapping[str, Prepared] = field(default_factory=lambda: EMPTY)
 
     @cached_property
     def dynamic(self) -> frozenset[str]:
@@ -74,6 +76,23 @@ class Prepared:
         produced = (*self.graph.inputs, *(out for node in self.graph.nodes for out in node.outputs))
         return tuple(name for name in produced if name in wanted)
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration has anything to look at, here or in a body."""
+        return bool(self.observed) or any(body.needs_data for body in self.bodies.values())
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """The nodes to quantize, those of bodies too, as ``all_nodes`` names them."""
+        inner = (body_path(path, name) for path, body in self.bodies.items() for name in body.quantized)
+        return (*self.qconfigs, *inner)
+
+    @property
+    def all_fallbacks(self) -> tuple[Fallback, ...]:
+        """The layers that stay in float, those of bodies too."""
+        inner = ((path, fallback) for path, body in self.bodies.items() for fallback in body.all_fallbacks)
+        return (*self.fallbacks, *(replace(found, node=body_path(path, found.node)) for path, found in inner))
+
 
 def prepare(graph: Graph, rules: Sequence[Rule], options: PrepareOptions = PrepareOptions()) -> Prepared:
     """Fuses the graph and decides which nodes are quantized and which values are observed.
@@ -81,31 +100,56 @@ def prepare(graph: Graph, rules: Sequence[Rule], options: PrepareOptions = Prepa
     Rules are matched on the modules of the graph as it was loaded, so a rule may name any module the user knows of.
     Raises RecipeError for a rule that matches nothing and QuantizationError when nothing is left to quantize.
     """
-    matches = resolve(rules, graph.nodes)
+    matches = resolve(rules, all_nodes(graph))
     fusion = _fusion(graph, matches, options)
-    fused = fuse(graph, fusion)
-    reasons = _reasons(fused, matches, options)
-    chosen = {node.name: config for node in fused.nodes if not reasons[node.name] and (config := matches.of(node.name))}
-    if not chosen:
-        why = "; ".join(sorted(set(reasons.values()))) or "it has no nodes"
+    prepared = _prepare(fuse(graph, fusion), fusion, options, matches)
+    if not prepared.quantized:
+        why = "; ".join(sorted({fallback.reason for fallback in prepared.all_fallbacks})) or "it has no nodes"
         raise QuantizationError(f"nothing in '{graph.name}' would be quantized: {why}")
+    return prepared
+
+
+def _prepare(
+    fused: Graph, fusion: Fusion, options: PrepareOptions, matches: Matches, *, is_body: bool = False
+) -> Prepared:
+    reasons = _reasons(fused, matches, options, is_body)
+    chosen = {node.name: config for node in fused.nodes if not reasons[node.name] and (config := matches.of(node.name))}
     static = {name: config for name, config in chosen.items() if options.mode_of(config) is not Mode.DYNAMIC}
+    fallbacks = tuple(Fallback(n.name, n.op, reasons[n.name]) for n in fused.nodes if reasons[n.name] and not n.graphs)
+    bodies = {
+        path: _prepare(body, fusion.within(body, path), options, matches.within(path), is_body=True)
+        for path, body in bodies_by_path(fused).items()
+    }
     groups = make_groups(fused, static)
-    fallbacks = tuple(Fallback(n.name, n.op, reasons[n.name]) for n in fused.nodes if reasons[n.name])
-    return Prepared(fused, fusion, options, MappingProxyType(chosen), groups, fallbacks, matches)
+    return Prepared(
+        fused, fusion, options, MappingProxyType(chosen), groups, fallbacks, matches, MappingProxyType(bodies)
+    )
+
+
+def left_in_float(prepared: Prepared, reason: str) -> Prepared:
+    """The same with everything in float that would need calibration."""
+    dynamic = {name: config for name, config in prepared.qconfigs.items() if name in prepared.dynamic}
+    found = {fallback.node: fallback.reason for fallback in prepared.fallbacks}
+    found.update(dict.fromkeys(prepared.static, reason))
+    listed = tuple(Fallback(n.name, n.op, found[n.name]) for n in prepared.graph.nodes if n.name in found)
+    bodies = {path: left_in_float(body, reason) for path, body in prepared.bodies.items()}
+    return replace(prepared, qconfigs=dynamic, groups=(), fallbacks=listed, bodies=bodies)
 
 
 def _fusion(graph: Graph, matches: Matches, options: PrepareOptions) -> Fusion:
     """PyTorch's fusions, and those with a single rounding where the qconfig or the backend has them."""
-    found = ((node.name, matches.of(node.name)) for node in graph.nodes)
+    found = ((node.name, matches.of(node.name)) for node in all_nodes(graph))
     configs = {name: config for name, config in found if config and options.mode_of(config) is not Mode.DYNAMIC}
     single = tuple(name for name, config in configs.items() if config.single_rounding)
     return Fusion(options.fuse, tuple(configs) if options.backend is Backend.ONEDNN else single, single)
 
 
-def _reasons(graph: Graph, matches: Matches, options: PrepareOptions) -> dict[str, str]:
-    """For each node, why it stays in float; "" where it is quantized."""
-    region = region_of(graph, options.stubs) if options.stubs and options.mode is not Mode.DYNAMIC else None
+def _reasons(graph: Graph, matches: Matches, options: PrepareOptions, is_body: bool) -> dict[str, str]:
+    """For each node, why it stays in float; "" where it is quantized. Stubs are in the outermost graph, and what goes
+    into a body is float, so no body is between them."""
+    region: frozenset[str] | None = None
+    if options.stubs and options.mode is not Mode.DYNAMIC:
+        region = frozenset() if is_body else region_of(graph, options.stubs)
     reasons: dict[str, str] = {}
     quantized: set[str] = set()
     for node in graph.nodes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
 from qtool.errors import RecipeError
+from qtool.ir import Located
 from qtool.recipe.schema import QConfig, Rule
 from qtool.recipe.suggest import did_you_mean
 
@@ -58,6 +59,12 @@ class Matches:
         rule = self.deciding[node]
         return rule.qconfig if rule else None
 
+    def within(self, path: str) -> Matches:
+        """Those of the nodes of a body, by the names that they have there."""
+        start = f"{path}."
+        inner = {name.removeprefix(start): rule for name, rule in self.deciding.items() if name.startswith(start)}
+        return Matches(MappingProxyType(inner), self.table)
+
     def reason(self, node: str) -> str:
         """Why a node stays in float, "" where it does not."""
         rule = self.deciding[node]
@@ -73,16 +80,20 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     its parent. A regular expression has to match from the start of the module path (``re.match``; a node outside of all
     modules goes by its name), and the first one in the recipe wins; both as in PyTorch's QConfigMapping. RecipeError
     for a rule that matches no node, with its place and the nearest name there is.
+
+    A node in a body of control flow goes by its own module path and name, by those with the path of the body before
+    them (``choice.then_branch.fc``), and it is inside of the node of control flow, as in a module.
     """
     listed = list(nodes)
     tests = [(rule, _test(rule)) for rule in rules]
     deciding: dict[str, Rule | None] = {}
     reach = {rule.key: 0 for rule in rules}
     for node in listed:
-        matching = [rule for rule, matches in tests if matches(node)]
-        for rule in matching:
+        matching = [(rank, rule) for rule, test in tests if (rank := test(node)) is not None]
+        for _, rule in matching:
             reach[rule.key] += 1
-        deciding[node.name] = max(matching, key=_rank, default=None)  # the first of equals
+        best = max(matching, key=lambda pair: pair[0], default=None)  # the first of equals
+        deciding[node.name] = best[1] if best else None
     for rule in rules:
         if not reach[rule.key]:
             raise RecipeError(_unmatched(rule, listed))
@@ -90,24 +101,54 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     return Matches(MappingProxyType(deciding), table)
 
 
-def _rank(rule: Rule) -> tuple[int, int]:
-    if rule.key.startswith(REGEX):
-        return 2, 0
-    if rule.key.startswith(TYPE):
-        return 1, 0
-    return (3, len(rule.key)) if rule.key else (0, 0)
+Rank = tuple[int, int]
+"""How specific a rule is for a node: its kind, and the length of the module path that it stands for."""
 
 
-def _test(rule: Rule) -> Callable[[Matchable], bool]:
+def _test(rule: Rule) -> Callable[[Matchable], Rank | None]:
+    """A function that gives the rule's rank for a node, None where it does not match it."""
     key = rule.key
     if not key:
-        return lambda node: True  # noqa: ARG005 - it is for everything
+        return lambda node: (0, 0)  # noqa: ARG005 - it is for everything
     if key.startswith(TYPE):
-        return lambda node: node.op == key[len(TYPE) :]
+        return lambda node: (1, 0) if node.op == key[len(TYPE) :] else None
     if key.startswith(REGEX):
         pattern = compiled(key, rule.where)
-        return lambda node: pattern.match(node.scope or node.name) is not None
-    return lambda node: key in (node.scope, node.name) or node.scope.startswith(f"{key}.")
+        return lambda node: (2, 0) if any(map(pattern.match, _spellings(node))) else None
+    return lambda node: _path_rank(key, node)
+
+
+def _spellings(node: Matchable) -> Iterator[str]:
+    """What a regular expression is held against: the module path, or the name; in a body also with the body's path."""
+    own = node.node.name if isinstance(node, Located) else node.name
+    yield node.scope or own
+    if isinstance(node, Located) and node.path:
+        yield f"{node.path}.{node.scope or own}"
+
+
+def _path_rank(key: str, node: Matchable) -> Rank | None:
+    lengths = [length for level in _levels(node) for length in _lengths(key, *level)]
+    return (3, max(lengths)) if lengths else None
+
+
+def _levels(node: Matchable) -> Iterator[tuple[str, str, str]]:
+    """(path of the body, name, module path) of a node and of each node of control flow that it is in."""
+    if not isinstance(node, Located):
+        yield "", node.name, node.scope
+        return
+    at: Located | None = node
+    while at is not None:
+        yield at.path, at.node.name, at.scope
+        at = at.holder
+
+
+def _lengths(key: str, path: str, name: str, scope: str) -> Iterator[int]:
+    """The length of the whole path that a key stands for, where it is one of this node."""
+    start = f"{path}." if path else ""
+    if key in (scope, name) or scope.startswith(f"{key}."):
+        yield len(start) + len(key)
+    if start and (key == f"{start}{name}" or f"{start}{scope}.".startswith(f"{key}.")):
+        yield len(key)
 
 
 def compiled(key: str, where: str = "") -> re.Pattern[str]:

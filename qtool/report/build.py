@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from qtool import native
 from qtool.analysis.advice import Advice
 from qtool.analysis.compare import Pair, compare_weights
 from qtool.engine.overflow import check_accumulators
-from qtool.ir import Graph, Node
+from qtool.ir import Graph, Node, bodies_by_path, body_path
 from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
@@ -49,7 +49,7 @@ def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measu
         accuracy=measured.accuracy,
         latency=measured.latency,
         layers=_layers(calibrated, lowered, measured.kernels),
-        fallbacks=tuple(Fallback(f.node, f.op, f.reason) for f in prepared.fallbacks),
+        fallbacks=tuple(Fallback(f.node, f.op, f.reason) for f in prepared.all_fallbacks),
         rules=tuple(RuleRow(row.key, row.where, row.count, row.modules) for row in prepared.matches.table),
         warnings=(*calibrated.warnings, *check_accumulators(lowered), *_engine_warnings(measured)),
         gates=_gates(recipe, measured),
@@ -77,8 +77,19 @@ def _engine_warnings(measured: Measured) -> list[str]:
 
 def _layers(calibrated: Calibrated, lowered: Graph, kernels: Mapping[str, str]) -> tuple[Layer, ...]:
     errors = {row.layer: row.sqnr_db for row in compare_weights(Pair(calibrated.prepared.graph, lowered))}
-    rows = (_layer(calibrated, lowered, node) for node in calibrated.prepared.graph.nodes)
+    rows = _rows(calibrated, lowered)
     return tuple(replace(row, sqnr_db=errors.get(row.name), kernel=kernels.get(row.name, "")) for row in rows)
+
+
+def _rows(calibrated: Calibrated, lowered: Graph) -> Iterator[Layer]:
+    """A row for each node but those of control flow, then those of the bodies."""
+    for node in calibrated.prepared.graph.nodes:
+        if not node.graphs:
+            yield _layer(calibrated, lowered, node)
+    bodies = bodies_by_path(lowered)
+    for path, body in calibrated.bodies.items():
+        if path in bodies:
+            yield from (replace(row, name=body_path(path, row.name)) for row in _rows(body, bodies[path]))
 
 
 def _layer(calibrated: Calibrated, lowered: Graph, node: Node) -> Layer:

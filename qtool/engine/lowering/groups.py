@@ -22,6 +22,8 @@ from qtool.engine.tables import Table
 from qtool.ir import Node
 from qtool.ops import attrs_of
 
+JOIN = " + "
+"""Between the names of nodes that run as one, in a profile."""
 ACCUMULATING = ("conv1d", "conv2d", "linear")
 HOSTS = (*ACCUMULATING, "add", "sub", "mul", "div")
 BOUNDS = ("relu", "relu6", "hardtanh", "clamp")
@@ -57,7 +59,7 @@ class Group:
     @property
     def name(self) -> str:
         """What the profile calls it."""
-        return " + ".join(node.name for node in self.nodes)
+        return JOIN.join(node.name for node in self.nodes)
 
 
 def alone(source: Source, node: Node) -> Group:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtool.errors import MissingExtraError, ModelError
-from qtool.ir import Graph
+from qtool.ir import Graph, with_bodies
 from qtool.ir.verify import verify
 from qtool.ops import check_types
 from qtool.ops.check import BACKENDS
@@ -55,6 +55,10 @@ def import_model(model: Any, folder: Path) -> Graph:
 
 
 def recorded(graph: Graph, model: Any) -> Graph:
-    """The graph with the arithmetic that a model exported by qtool names, so that it gives the same bits again."""
+    """The graph with the arithmetic that a model exported by qtool names, so that it gives the same bits again. A graph
+    with quantized bodies has their arithmetic."""
+    graph = with_bodies(graph, lambda body, _: recorded(body, model))
+    inner = [body.backend for node in graph.nodes for body in node.graphs.values() if body.backend]
+    graph = replace(graph, backend=graph.backend or next(iter(inner), ""))
     backend = next((prop.value for prop in model.metadata_props if prop.key == "qtool.backend"), "")
     return replace(graph, backend=backend) if graph.backend and backend in BACKENDS else graph
