@@ -14,7 +14,7 @@ from qtool.analysis.bench import BenchOptions, contenders, profile_operators, qu
 from qtool.analysis.cost import Cost, cost_of, macs_of
 from qtool.analysis.evaluate import EngineOptions, measure_accuracy, open_for_all
 from qtool.analysis.inference import read_arrays, run_dataset, summarize, write_outputs
-from qtool.analysis.latency import LEAST_ROUNDS, Timing, random_feeds, time_interleaved
+from qtool.analysis.latency import LEAST_ROUNDS, Ratio, Timing, random_feeds, time_interleaved
 from qtool.engine.shapes import concrete_shapes
 from qtool.errors import DataError
 from qtool.ir import DType
@@ -55,6 +55,14 @@ def test_turns_go_on_for_the_time_given(monkeypatch):
 def test_timings_are_summed_up():
     timing = Timing(tuple(float(n) for n in range(1, 12)))
     assert (timing.minimum, timing.median, timing.p90) == (1.0, 6.0, 10.0)
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that is twice as slow for half of the time changes no ratio."""
+    ours, theirs = Timing((1.0, 1.0, 2.0, 2.0)), Timing((2.0, 2.0, 4.0, 4.0))
+    assert Ratio.of(ours, theirs) == Ratio(0.5, 0.5, 0.5, 0.5)
+    spread = Ratio.of(Timing(tuple(float(n) for n in range(1, 12))), Timing((1.0,) * 11))
+    assert spread == Ratio(1.0, 6.0, 2.0, 10.0)
 
 
 # --------------------------------------------------------------------------------------------------------------- inputs

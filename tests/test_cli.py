@@ -322,7 +322,7 @@ def test_eval_agrees_with_the_report(cli, quantized):
 def test_bench_quantizes_a_float_model_by_itself(cli, quantized):
     words = ("bench", "float.npz", "--backend", "qnnpack", "--seconds", "0.01", "--batch", "2", "--threads", "2")
     plain = cli(*words, "--json").json
-    assert plain["schema"] == "qtool.bench/1"
+    assert plain["schema"] == "qtool.bench/2"
     (model,) = plain["models"]
     assert (model["model"], model["batch"], model["threads"]) == ("cli", 2, 2)
     real, quant = model["rows"]

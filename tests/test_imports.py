@@ -29,8 +29,10 @@ OUTSIDE = {
     "yaml": {"recipe"},
     "ctypes": {"native"},
     "numpy": set(LEVEL) - {"errors", "recipe"},
-    "torch": {"frontends"},
+    "torch": {"frontends", "analysis"},
     "onnxruntime": {"analysis"},
+    "openvino": {"analysis"},
+    "nncf": {"analysis"},
     "onnx": {"frontends", "exporters"},
     "PIL": {"quantize"},
 }

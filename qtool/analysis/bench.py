@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qtool.analysis.cost import Cost, Shapes, cost_of, macs_of
 from qtool.analysis.evaluate import EngineOptions
-from qtool.analysis.latency import Timing, random_feeds, time_interleaved
-from qtool.analysis.peers import open_peer
+from qtool.analysis.latency import Ratio, Timing, random_feeds, time_interleaved
+from qtool.analysis.peers import Job, open_peer, versions
 from qtool.engine.lowering.groups import JOIN
 from qtool.engine.session import Session
 from qtool.engine.shapes import concrete_shapes, shapes_within
+from qtool.errors import QtoolError
 from qtool.ir import Array, Graph, Node, body_path
 from qtool.quantize.api import quantize
 from qtool.quantize.prepare import PrepareOptions
 from qtool.recipe.presets import get_default_qconfig
 from qtool.recipe.schema import Backend, Mode, ObserverConfig, QConfig
 
-SCHEMA = "qtool.bench/1"
+SCHEMA = "qtool.bench/2"
 OURS = "qtool"
 CALIBRATION_BATCHES = 2
 
@@ -68,23 +70,29 @@ class OperatorRow:
 class BenchRow:
     """Latencies of one contender. ``speedup`` is the median of the first float contender over this one's.
 
-    For a peer ``isa`` is "", and ``share`` is qtool's least time over the peer's for the same model; None for qtool.
+    ``how`` says what a peer made of the model and ``version`` which packages it is; ``ratio`` is qtool's time for the
+    same model over the peer's. They are "" and None for qtool, and ``isa`` is "" for a peer. A peer that does not run
+    the model has no times and ``error``; ``notes`` are of ways of the peer that failed where another worked.
     """
 
     source: str
     engine: str
     precision: str
     backend: str
-    isa: str
-    min_ms: float
-    median_ms: float
-    p90_ms: float
-    runs: int
-    speedup: float | None
-    share: float | None
-    gops: float
-    fallbacks: Mapping[str, str]
+    isa: str = ""
+    min_ms: float | None = None
+    median_ms: float | None = None
+    p90_ms: float | None = None
+    runs: int = 0
+    speedup: float | None = None
+    gops: float | None = None
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
     operators: tuple[OperatorRow, ...] = ()
+    how: str = ""
+    version: str = ""
+    ratio: Ratio | None = None
+    error: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,40 +149,55 @@ def run_bench(
     DataError where a model does not take the batch.
     """
     everyone = [*group, *(replace(contender, engine=peer) for peer in options.peers for contender in group)]
-    opened = [_open(contender, options.batch, engine) for contender in everyone]
-    timings = time_interleaved(
-        [model.run for model in opened],
-        seconds=options.seconds,
-        warmup=options.warmup,
-        progress=None if progress is None else lambda share: progress(round(100 * share)),
-    )
-    base = next((t.median for c, t in zip(everyone, timings, strict=True) if c.precision == "float32"), None)
-    own = {id(model.contender.graph): t.minimum for model, t in zip(opened, timings, strict=True) if model.session}
+    real = next((contender.graph for contender in group if contender.precision == "float32"), None)
+    opened = [_open(contender, real, options.batch, engine) for contender in everyone]
+    running = [model for model in opened if model.run is not None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peers, about themselves, at every run
+        timings = time_interleaved(
+            [model.run for model in running if model.run is not None],
+            seconds=options.seconds,
+            warmup=options.warmup,
+            progress=None if progress is None else lambda share: progress(round(100 * share)),
+        )
+    timed = dict(zip(map(id, running), timings, strict=True))
+    base = next((timed[id(m)].median for m in running if m.contender.precision == "float32"), None)
+    own = {id(model.contender.graph): timed[id(model)] for model in running if model.session}
     rows = []
-    for model, timing in zip(opened, timings, strict=True):
-        speedup = base / timing.median if base else None
-        share = None if model.session else own[id(model.contender.graph)] / timing.minimum
-        rows.append(replace(_row(model, timing, options), speedup=speedup, share=share))
+    for model in opened:
+        timing = timed.get(id(model))
+        row = _row(model, timing, options)
+        if timing is not None:
+            ratio = None if model.session else Ratio.of(own[id(model.contender.graph)], timing)
+            row = replace(row, ratio=ratio, speedup=base / timing.median if base else None)
+        rows.append(row)
     return BenchResult(group[0].graph.name, options.batch, engine.threads, tuple(rows))
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A contender ready to run; ``session`` is None for a peer."""
+    """A contender ready to run; ``session`` is None for a peer, and ``run`` for one that does not run the model."""
 
     contender: Contender
     feeds: Mapping[str, Array]
-    run: Callable[[], object]
-    session: Session | None
+    run: Callable[[], object] | None
+    session: Session | None = None
+    how: str = ""
+    error: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def _open(contender: Contender, batch: int, engine: EngineOptions) -> _Opened:
+def _open(contender: Contender, real: Graph | None, batch: int, engine: EngineOptions) -> _Opened:
     feeds = random_feeds(contender.graph, batch)
-    if contender.engine != OURS:
-        run = open_peer(contender.engine, contender.graph, engine.threads, contender.source)
-        return _Opened(contender, feeds, lambda: run(feeds), None)
-    session = engine.session(contender.graph)
-    return _Opened(contender, feeds, lambda: session.run(feeds), session)
+    if contender.engine == OURS:
+        session = engine.session(contender.graph)
+        return _Opened(contender, feeds, lambda: session.run(feeds), session)
+    job = Job(contender.graph, real, feeds, engine.threads, contender.source)
+    try:
+        peer = open_peer(contender.engine, job)
+    except QtoolError as error:  # that of one engine is no reason not to measure the others
+        return _Opened(contender, feeds, None, error=str(error))
+    return _Opened(contender, feeds, lambda: peer.run(feeds), how=peer.how, notes=peer.failed)
 
 
 def profile_operators(session: Session, feeds: Mapping[str, Array], rounds: int = 10) -> tuple[OperatorRow, ...]:
@@ -219,27 +242,29 @@ def _operator(places: Mapping[str, _Place], name: str, seconds: float, kernel: s
     return OperatorRow(name, ops, kernel, 1e3 * seconds, seconds / total, rate, cost.bytes)
 
 
-def _row(model: _Opened, timing: Timing, options: BenchOptions) -> BenchRow:
+def _row(model: _Opened, timing: Timing | None, options: BenchOptions) -> BenchRow:
     contender, session = model.contender, model.session
+    row = BenchRow(contender.source, contender.engine, contender.precision, contender.graph.backend)
+    if session is None:
+        version = versions(contender.engine)
+        row = replace(row, how=model.how, version=version, error=model.error, notes=model.notes)
+    if timing is None:
+        return row
     graph = contender.graph if session is None else session.graph
     shapes = concrete_shapes(graph, {name: array.shape for name, array in model.feeds.items()})
-    rounds = max(1, min(50, int(options.seconds / timing.minimum)))
-    return BenchRow(
-        source=contender.source,
-        engine=contender.engine,
-        precision=contender.precision,
-        backend=contender.graph.backend,
-        isa="" if session is None else session.isa or "NumPy",
+    row = replace(
+        row,
         min_ms=1e3 * timing.minimum,
         median_ms=1e3 * timing.median,
         p90_ms=1e3 * timing.p90,
         runs=len(timing.seconds),
-        speedup=None,
-        share=None,
         gops=2e-9 * sum(macs_of(node, shapes) for node in graph.nodes) / timing.median,
-        fallbacks={} if session is None else dict(session.fallbacks),
-        operators=profile_operators(session, model.feeds, rounds) if session is not None and options.per_op else (),
     )
+    if session is None:
+        return row
+    rounds = max(1, min(50, int(options.seconds / timing.minimum)))
+    operators = profile_operators(session, model.feeds, rounds) if options.per_op else ()
+    return replace(row, isa=session.isa or "NumPy", fallbacks=dict(session.fallbacks), operators=operators)
 
 
 def slowest(rows: Iterable[OperatorRow], most: int) -> list[OperatorRow]:

@@ -35,6 +35,26 @@ class Timing:
         return float(np.percentile(self.seconds, 90))
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """One contender's time over another's: that of the least times, and percentiles of the ratios round by round.
+
+    The two of a round ran right after one another, so what slows the machine for a while is in both.
+    """
+
+    minimum: float
+    median: float
+    p10: float
+    p90: float
+
+    @staticmethod
+    def of(own: Timing, other: Timing) -> Ratio:
+        """``own`` over ``other``, which were timed in the same rounds."""
+        rounds = np.array(own.seconds) / np.array(other.seconds)
+        median, p10, p90 = (float(n) for n in np.percentile(rounds, (50, 10, 90)))
+        return Ratio(own.minimum / other.minimum, median, p10, p90)
+
+
 def time_interleaved(
     runs: Sequence[Callable[[], object]],
     *,

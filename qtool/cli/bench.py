@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qtool.analysis.bench import BenchResult, BenchRow
 
 DEFAULTS = ("zoo:resnet18", "zoo:mobilenet_v2")
-PEERS = ("onnxruntime",)
+PEERS = ("onnxruntime", "openvino", "torch")
 
 
 @click.command("bench")
@@ -45,8 +45,12 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
 
     A float MODEL is also quantized with the backend's default qconfig, calibrated on random inputs: right for timing,
     and for nothing else. Models of one name, such as a float file and what was quantized from it, are run in turns.
-    Inputs are random; sizes other than the batch that are only known at run time are 128. With --peer, models go there
-    as ONNX files (quantized ones as QDQ); "of peer" is qtool's least time over the peer's.
+    Inputs are random; sizes other than the batch that are only known at run time are 128.
+
+    With --peer, other engines run the same models in the same turns, each by the fastest of its own ways: ONNX Runtime
+    from an ONNX file (QDQ), dynamic models also by its quantize_dynamic; OpenVINO quantized by NNCF, or from the QDQ
+    file; PyTorch by FX for the engine x86 or by quantize_dynamic, traced and frozen where it can be. "of peer" is
+    qtool's least time over the peer's, "10-90 %" the spread of that ratio from round to round.
 
     \b
     Examples:
@@ -54,7 +58,7 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
       qtool bench float.npz quant.npz --threads 2 --batch 16
       qtool bench zoo:resnet18 --per-op
       qtool bench model.onnx --peer onnxruntime
-      qtool bench zoo:resnet18 --peer onnxruntime
+      qtool bench zoo:resnet18 --peer onnxruntime --peer openvino --peer torch
     """
     from qtool.analysis.bench import SCHEMA, BenchOptions, contenders, run_bench
     from qtool.pipeline import load_model
@@ -83,16 +87,25 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
 def _tables(result: BenchResult, top: int) -> list[RenderableType]:
     from qtool.cli.render import line, plural, some, table
 
-    columns: tuple[str, ...] = ("", "min ms", "median ms", "p90 ms", "GOP/s", "speed-up", "of peer", "model")
+    columns: tuple[str, ...] = ("", "min ms", "median ms", "p90 ms", "GOP/s", "speed-up", "of peer", "10-90 %", "model")
     title = f"{result.model}: {plural(result.threads, 'thread')}, batch {result.batch}, {result.rows[0].isa}"
     cells = [_cells(row) for row in result.rows]
-    if all(row.share is None for row in result.rows):
-        columns, cells = (*columns[:6], columns[7]), [(*row[:6], row[7]) for row in cells]
+    if all(row.engine == "qtool" for row in result.rows):
+        columns, cells = (*columns[:6], columns[8]), [(*row[:6], row[8]) for row in cells]
     parts: list[RenderableType] = [table(title, columns, cells, numeric=range(1, len(columns) - 1)), ""]
+    peers = {
+        f"{row.engine}: {row.version}" if row.version != row.engine else row.engine: None
+        for row in result.rows
+        if row.version
+    }
+    parts += [*(line(text) for text in peers), *([""] if peers else [])]
     for row in result.rows:
         if row.fallbacks and row.isa != "NumPy":
             text = f"{row.precision}: {some(tuple(row.fallbacks))}: no native kernel, so the NumPy reference runs there"
             parts += [line(text, "yellow"), ""]
+        problems = [row.error] if row.error else [f"{row.engine} {row.precision}, not as {note}" for note in row.notes]
+        if problems:
+            parts += [*(line(text, "yellow") for text in problems), ""]
         if row.operators:
             parts += [_operators(row, top), ""]
     return parts
@@ -100,9 +113,12 @@ def _tables(result: BenchResult, top: int) -> list[RenderableType]:
 
 def _cells(row: BenchRow) -> tuple[object, ...]:
     name = f"{row.precision} {row.backend if row.engine == 'qtool' else row.engine}".rstrip()
-    times = [f"{ms:.3f}" for ms in (row.min_ms, row.median_ms, row.p90_ms)]
-    speedup, share = ("-" if ratio is None else f"{ratio:.2f}" for ratio in (row.speedup, row.share))
-    return name, *times, f"{row.gops:.1f}", speedup, share, row.source
+    times = ["-" if ms is None else f"{ms:.3f}" for ms in (row.min_ms, row.median_ms, row.p90_ms)]
+    gops, speedup = "-" if row.gops is None else f"{row.gops:.1f}", "-" if row.speedup is None else f"{row.speedup:.2f}"
+    ratio = (
+        ("-", "-") if row.ratio is None else (f"{row.ratio.minimum:.2f}", f"{row.ratio.p10:.2f}-{row.ratio.p90:.2f}")
+    )
+    return name, *times, gops, speedup, *ratio, row.how or ("does not run" if row.error else row.source)
 
 
 def _operators(row: BenchRow, top: int) -> RenderableType:

@@ -11,7 +11,14 @@ import click
 from qtool.cli.common import Shared, qtool_version, shared_options
 
 NEEDED = ("numpy", "click", "pyyaml", "rich")
-EXTRAS = {"onnx": "onnx", "onnxruntime": "peers", "torch": "torch", "pillow": "images"}
+EXTRAS = {
+    "onnx": "onnx",
+    "onnxruntime": "peers",
+    "openvino": "peers",
+    "nncf": "peers",
+    "torch": "torch",
+    "pillow": "images",
+}
 
 
 @click.command("doctor")
