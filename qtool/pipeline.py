@@ -12,7 +12,7 @@ from qtool import zoo
 from qtool.analysis.advice import Advice
 from qtool.analysis.bench import profile_operators
 from qtool.analysis.compare import compare
-from qtool.analysis.evaluate import EngineOptions, measure_accuracy
+from qtool.analysis.evaluate import EngineOptions, against_first, measure_accuracy
 from qtool.analysis.latency import random_feeds, time_interleaved
 from qtool.analysis.metrics import find_metric
 from qtool.engine.session import Session
@@ -27,12 +27,13 @@ from qtool.passes import simplify
 from qtool.quantize.calibrate import Calibrated, calibrate
 from qtool.quantize.convert import convert
 from qtool.quantize.data import Dataset, Fingerprint, open_data
+from qtool.quantize.data_state import Stream
 from qtool.quantize.prepare import Prepared, PrepareOptions, prepare
 from qtool.recipe.schema import Mode, Recipe
 from qtool.report.build import Measured, build_report
 from qtool.report.provenance import provenance_of
 from qtool.report.text import report_json
-from qtool.report.types import Accuracy, Latency, Report, Size
+from qtool.report.types import FLOAT_OUTPUTS, LABELS, Accuracy, Latency, Report, Size
 
 Stage = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a stage with a total; gives the function that is told how much is done."""
@@ -139,13 +140,14 @@ def _calibrate(checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[C
     if data is None:
         raise DataError("static quantization needs calibration data: add 'calibration: {data: FILE}' to the recipe")
 
-    def batches() -> Iterator[dict[str, Array]]:
+    def batches() -> Iterator[Mapping[str, Array]]:
         for feeds in data.feeds():
-            hashed.update(feeds)
+            hashed.update(data.read_of(feeds))
             yield feeds
 
     with stage("calibrate", data.samples) as progress:
-        calibrated = calibrate(checked.prepared, batches(), threads=engine.threads, isa=engine.isa, progress=progress)
+        stream = Stream(batches(), data.carry)
+        calibrated = calibrate(checked.prepared, stream, threads=engine.threads, isa=engine.isa, progress=progress)
     return calibrated, hashed.hexdigest()
 
 
@@ -164,7 +166,9 @@ def _accuracy(
     sessions = [engine.session(graph) for graph in graphs]
     with stage("evaluate", data.samples) as progress:
         real, quant = measure_accuracy(sessions, data, recipe.evaluation.metric, progress)
-    return Accuracy(real.name, real.value, quant.value, real.n, real.higher_is_better)
+    against = FLOAT_OUTPUTS if against_first(data, recipe.evaluation.metric) else LABELS
+    values = (real.value, quant.value, real.n, real.higher_is_better)
+    return Accuracy(real.name, *values, against, real.unit, quant.outputs)
 
 
 def _advice(
@@ -174,7 +178,7 @@ def _advice(
     config = recipe.calibration or recipe.evaluation
     if accuracy is None or config is None or accuracy.metric not in RATES or accuracy.drop <= MUCH_LOST:
         return ()
-    data = open_data(replace(config, batch_size=COMPARED[0], batches=COMPARED[1]), graphs[0])
+    data = open_data(config.limited(*COMPARED), graphs[0])
     with stage("compare", data.samples) as progress:
         found = compare(*graphs, data.feeds(), threads=engine.threads, isa=engine.isa, progress=progress)
     return found.advice
@@ -188,7 +192,7 @@ def _latency(
         return None, {}
     config = recipe.latency
     real, quant = (replace(engine, threads=config.threads).session(graph) for graph in graphs)
-    feeds = random_feeds(graphs[0], config.batch)
+    feeds = _timed_feeds(recipe, graphs[0], config.batch)
     with stage("time", 100) as progress:
         a, b = time_interleaved(
             [lambda: real.run(feeds), lambda: quant.run(feeds)],
@@ -207,6 +211,14 @@ def _latency(
         runs=len(a.seconds),
     )
     return latency, _kernels(quant, feeds)
+
+
+def _timed_feeds(recipe: Recipe, graph: Graph, batch: int) -> Mapping[str, Array]:
+    """Random inputs, as times do not depend on numbers; data where some inputs are set, which may decide what runs."""
+    for config in (recipe.evaluation, recipe.calibration):
+        if config is not None and (config.constants or config.carry):
+            return next(iter(open_data(replace(config, batch_size=batch, batches=1), graph).feeds()))
+    return random_feeds(graph, batch)
 
 
 def _kernels(session: Session, feeds: Mapping[str, Array]) -> dict[str, str]:

@@ -109,7 +109,7 @@ def test_labels_may_be_cut_anywhere(cuts, name):
 def test_equal_outputs():
     _, x = noisy(7)
     found = {name: measure(name, x, x).value for name in VALUE_METRICS}
-    assert found == {"mse": 0.0, "psnr": math.inf, "cosine": pytest.approx(1.0), "sqnr": math.inf}
+    assert found == {"mse": 0.0, "psnr": math.inf, "cosine": pytest.approx(1.0), "sqnr": math.inf, "max_error": 0.0}
 
 
 def test_small_differences_of_large_numbers_are_not_lost():
@@ -140,8 +140,8 @@ def test_results_can_be_read_on_the_way():
 
 def test_every_metric_says_what_it_is():
     languages = ["perplexity", "bits_per_character", "bits_per_word"]
-    assert list(METRICS) == ["top1", "top5", "mse", "psnr", "cosine", "sqnr", *languages]
-    assert [spec.name for spec in METRICS.values() if not spec.higher_is_better] == ["mse", *languages]
+    assert list(METRICS) == ["top1", "top5", "mse", "psnr", "cosine", "sqnr", "max_error", *languages]
+    assert [spec.name for spec in METRICS.values() if not spec.higher_is_better] == ["mse", "max_error", *languages]
     assert all(spec.text for spec in METRICS.values())
 
 

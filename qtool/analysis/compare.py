@@ -23,6 +23,7 @@ from qtool.ir import Array, Graph, Node, QParams, bodies_by_path, body_path
 from qtool.ir.pieces import row_pieces
 from qtool.ops import get
 from qtool.passes import Fusion, float_names, fuse, lower_qdq, quantized_name
+from qtool.quantize.data_state import State, run_step
 
 __all__ = ["Advice", "Comparison", "LayerError", "Pair", "compare", "compare_weights"]
 
@@ -176,10 +177,11 @@ def compare(
     """All views; without batches ``weights`` only.
 
     ``batches`` are arrays by input name, samples along the first axis. Activations are kept for one batch only.
-    Raises ModelError where the quantized graph was not made from the float one, DataError for batches that do not fit.
+    A ``data_state.Stream`` is for models with state, of which each carries its own. Raises ModelError where the
+    quantized graph was not made from the float one, DataError for batches that do not fit.
     """
     pair = Pair.of(float_graph, quant_graph)
-    suite = _Suite(pair, threads, isa)
+    suite = _Suite(pair, (State.of(batches), State.of(batches)), threads, isa)
     for feeds in batches:
         suite.add(feeds)
         if progress is not None:
@@ -193,8 +195,8 @@ def compare(
 class _Suite:
     """Runs both models batch by batch and adds up the errors."""
 
-    def __init__(self, pair: Pair, threads: int, isa: str | None) -> None:
-        self._pair = pair
+    def __init__(self, pair: Pair, states: tuple[State, State], threads: int, isa: str | None) -> None:
+        self._pair, self._states = pair, states
         self._twins = _activation_twins(pair)
         shadowed = shadow_graph(pair.fused, pair.quantized)
         self._shadow_twins = shadowed.twins
@@ -210,7 +212,8 @@ class _Suite:
         self.samples = 0
 
     def add(self, feeds: Mapping[str, Array]) -> None:
-        real, stored = self._float.run(feeds), self._quantized.run(feeds)
+        sessions = zip((self._float, self._quantized), self._states, strict=True)
+        real, stored = (run_step(session, state, feeds) for session, state in sessions)
         for name, signal in self._outputs.items():
             qparams = self._pair.quantized.values[name].qparams
             for a, b in pieces(real[self._twins[name]], stored[name]):

@@ -16,6 +16,7 @@ from qtool.ir.files import atomic_write
 from qtool.ir.zipwriter import write_archive
 from qtool.quantize.data import Dataset
 from qtool.quantize.data_sources import data_errors, npy_source
+from qtool.quantize.data_state import State, run_step
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,16 @@ def read_arrays(files: Mapping[str, Path]) -> dict[str, Array]:
 
 
 def run_dataset(session: Session, data: Dataset, progress: Callable[[int], None] | None = None) -> dict[str, Array]:
-    """Runs batch by batch; the outputs of all batches, joined along the first axis.
+    """Runs batch by batch; the outputs of all batches, joined along the first axis, and the last state of a model.
 
     DataError where an output has no such axis, or other sizes differ between batches.
     """
     parts: dict[str, list[Array]] = {name: [] for name in session.graph.outputs}
     done = 0
+    state = State(data.carry)
     for feeds in data.feeds():
-        for name, array in session.run(feeds).items():
-            parts[name].append(array)
+        for name, array in run_step(session, state, feeds).items():
+            parts[name] = [array] if name in data.carry else [*parts[name], array]
         done += len(next(iter(feeds.values())))
         if progress is not None:
             progress(done)

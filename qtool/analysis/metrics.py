@@ -1,8 +1,8 @@
 """What outputs are judged by: accumulators that take batches and give one frozen result.
 
-``top1`` and ``top5`` compare outputs with class labels; ``mse``, ``psnr``, ``cosine`` and ``sqnr`` compare them with
-arrays of the same shape: float targets, or another model's outputs. ``perplexity`` and its logarithms judge scores of
-the next token. A metric of one's own is named as ``module:function``.
+``top1`` and ``top5`` compare outputs with class labels; ``mse``, ``psnr``, ``cosine``, ``sqnr`` and ``max_error``
+compare them with arrays of the same shape: float targets, or another model's outputs. ``perplexity`` and its
+logarithms judge scores of the next token. A metric of one's own is named as ``module:function``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -27,13 +27,15 @@ from qtool.quantize.data import UNSCORED
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A metric over ``n`` samples, in ``unit`` ("" for a plain number; rates are 0..1)."""
+    """A metric over ``n`` samples, in ``unit`` ("" for a plain number; rates are 0..1); ``outputs`` has it by output
+    where several were measured, of which ``value`` is the worst."""
 
     name: str
     value: float
     n: int
     unit: str
     higher_is_better: bool
+    outputs: Mapping[str, float] = field(default_factory=dict)
 
 
 class Accumulator(Protocol):
@@ -164,6 +166,16 @@ class Likeness:
         return self._read(self._signal)
 
 
+class MaxError:
+    """The largest absolute difference of any element."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, outputs: Array, targets: Array) -> None:
+        self.value = float(np.maximum(self.value, np.abs(_errors(outputs, targets)).max(initial=0.0)))  # keeps NaN
+
+
 class CrossEntropy:
     """Mean over tokens of -log softmax(scores)[token], in float64, as ``read`` gives it.
 
@@ -215,6 +227,7 @@ _SPECS = (
     MetricSpec("psnr", PeakSignalToNoise, False, "dB", True, "peak signal to noise, mean over samples, peak 1"),
     MetricSpec("cosine", lambda: Likeness(lambda s: s.cosine), False, "", True, "cosine of the angle between the two"),
     MetricSpec("sqnr", lambda: Likeness(lambda s: s.sqnr_db), False, "dB", True, "signal to quantization noise"),
+    MetricSpec("max_error", MaxError, False, "", False, "largest absolute difference"),
     MetricSpec("perplexity", lambda: CrossEntropy(math.exp), True, "", False, "exp of the mean cross entropy a token"),
     MetricSpec("bits_per_character", lambda: CrossEntropy(_bits), True, "bits", False, "cross entropy of characters"),
     MetricSpec("bits_per_word", lambda: CrossEntropy(_bits), True, "bits", False, "cross entropy of words"),

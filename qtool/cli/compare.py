@@ -85,16 +85,10 @@ def _batches(
         config = recorded_calibration(graphs[1], quant_model)
     if config is None:
         return _random(graphs[0], options), "random inputs, seed 0", options["batch_size"] * options["batches"]
-    data = open_data(_limited(config, options), graphs[0])
+    data = open_data(config.limited(options["batch_size"], options["batches"]), graphs[0])
     split = f" ({config.split})" if config.split else ""
     kind = "" if options["data"] is not None else ", the calibration data"
     return data.feeds(), f"{data.path}{split}{kind}", data.samples
-
-
-def _limited(config: Any, options: Mapping[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(config, batch_size=options["batch_size"], batches=options["batches"])
 
 
 def _random(graph: Graph, options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qtool.analysis.metrics import MetricResult
 
 METRICS = (
-    *("top1", "top5", "mse", "psnr", "cosine", "sqnr"),
+    *("top1", "top5", "mse", "psnr", "cosine", "sqnr", "max_error"),
     *("perplexity", "bits_per_character", "bits_per_word"),
 )
 """The library's names, said again: help must not import what measures them."""

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qtool.analysis.advice import Advice
 from qtool.cli.common import printable
-from qtool.report.types import Accuracy, Latency, Report
+from qtool.report.types import FLOAT_OUTPUTS, Accuracy, Latency, Report
 
 SHOWN_MODULES = 4
 RATES = ("top1", "top5")
@@ -131,6 +131,9 @@ def _summary(result: Report) -> RenderableType:
 
 
 def _accuracy_row(accuracy: Accuracy) -> Row:
+    if accuracy.against == FLOAT_OUTPUTS:
+        what = f"against the float model's outputs, {plural(accuracy.n, 'sample')}"
+        return accuracy.metric, "-", f"{number(accuracy.quant)} {accuracy.unit}".strip(), what
     drop = accuracy.drop
     if accuracy.metric in RATES:
         change = f"{abs(100 * drop):.2f} points {'gained' if drop < 0 else 'lost'} of {plural(accuracy.n, 'sample')}"

@@ -15,6 +15,7 @@ from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
 from qtool.quantize.bias_correction import Means
 from qtool.quantize.bias_range import fit_biases
+from qtool.quantize.data_state import State
 from qtool.quantize.observation import Machine, Observation
 from qtool.quantize.observers import Observer, make_observer
 from qtool.quantize.prepare import Prepared, left_in_float, quantized_weights
@@ -64,13 +65,13 @@ def calibrate(
 
     Activations are observed batch by batch in execution order, as PyTorch's observers see them, and nothing is kept of
     a batch once it is observed. A body of control flow that no batch reaches is left in float, with a warning. Dynamic
-    mode needs no batches. Raises DataError for NaN or Inf (naming the layer) and QuantizationError where there was
-    nothing to observe.
+    mode needs no batches. A ``data_state.Stream`` of batches is for models with state, which is carried from batch to
+    batch. Raises DataError for NaN or Inf (naming the layer) and QuantizationError where there was nothing to observe.
     """
     _check_parameters(prepared)
     seen, samples = None, 0
     if prepared.needs_data:
-        seen = Observation(prepared, Machine(threads, isa))
+        seen = Observation(prepared, Machine(threads, isa), tuple(State.of(batches).carry))
         samples = _observe(seen, batches, progress)
     calibrated = replace(_calibrated(prepared, seen), samples=samples)
     if not calibrated.prepared.quantized:
@@ -138,9 +139,10 @@ def _check_parameters(prepared: Prepared) -> None:
 
 def _observe(seen: Observation, batches: Iterable[Mapping[str, Array]], progress: Progress | None) -> int:
     """Runs all batches; gives the number of samples in them."""
-    samples = 0
-    for feeds in batches:
-        seen.run(feeds)
+    samples, state = 0, State.of(batches)
+    for batch in batches:
+        feeds = state.feeds(batch)
+        state.keep(seen.run(feeds))
         samples += next((len(array) for array in feeds.values() if np.ndim(array)), 1)
         if progress is not None:
             progress(samples)

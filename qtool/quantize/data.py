@@ -1,13 +1,14 @@
 """Data for calibration, evaluation and inference, as a stream of checked batches.
 
-``data_layout`` says how arrays are named in files and folders; ``data_images`` reads folders of pictures.
+``data_layout`` says how arrays are named in files and folders; ``data_images`` reads folders of pictures,
+``data_audio`` sound, and ``data_state`` sets the inputs that are constant or carried from step to step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ import numpy as np
 from qtool.errors import DataError
 from qtool.ir import Array, Graph, Value
 from qtool.ir.limits import shown
-from qtool.quantize.data_combine import ChosenSource, Numbers, chosen_numbers
+from qtool.quantize.data_audio import find_audio, has_audio
+from qtool.quantize.data_combine import ChosenSource, Numbers, chosen_numbers, starts_of
 from qtool.quantize.data_encoded import find_encoded
 from qtool.quantize.data_hash import Fingerprint, fingerprint
 from qtool.quantize.data_images import ImageSource, find_images, has_images
 from qtool.quantize.data_layout import Found, Wanted, enter_split, find
 from qtool.quantize.data_sources import VARIES, Source
+from qtool.quantize.data_state import Extra, Stream, extra_inputs, measured_outputs, spelt
 from qtool.recipe.schema import DataConfig
 
 __all__ = ["Batch", "Dataset", "Fingerprint", "fingerprint", "open_data"]
@@ -47,20 +50,37 @@ class Dataset:
     """Number of classes that labels are drawn from, where the model tells."""
     residual: bool = False
     """Whether the first input less the model's output is what is judged."""
+    outputs: tuple[str, ...] = ()
+    """The outputs that an evaluation looks at."""
+    extra: Extra = field(default_factory=Extra)
+    starts: tuple[int, ...] = (0,)
+    """The places, among those that are used, of the samples at which state begins anew."""
 
     @property
     def samples(self) -> int:
         """How many samples are used."""
         return len(self.numbers)
 
+    @property
+    def carry(self) -> Mapping[str, str]:
+        """Output -> the input that it becomes in the next step, for a model with state."""
+        return self.extra.carry
+
     def __len__(self) -> int:
         """Number of batches; the last one may be smaller."""
-        return (self.samples + self.batch_size - 1) // self.batch_size
+        return sum(1 for _ in self._spans())
+
+    def _spans(self) -> Iterator[tuple[int, int, bool]]:
+        """The first sample of each batch, how many it has, and whether a stream begins: no batch is of two streams."""
+        for begin, end in zip(self.starts, (*self.starts[1:], self.samples), strict=True):
+            for start in range(begin, end, self.batch_size):
+                yield start, min(self.batch_size, end - start), start == begin
 
     def batches(self) -> Iterator[Batch]:
         """Every batch in order, from the first one each time. Arrays may be read-only views of the mapped file.
 
-        DataError that names the file, the array and the sample where there is NaN or infinity.
+        A batch at the start of a stream holds zeros for the inputs that are carried; later ones leave them out (see
+        ``data_state.Stream``). DataError that names the file, the array and the sample where there is NaN or infinity.
         """
         return self._read(self.labels)
 
@@ -68,22 +88,25 @@ class Dataset:
         with ExitStack() as stack:
             cursors = {name: stack.enter_context(closing(source.open())) for name, source in self.columns.items()}
             labels = stack.enter_context(closing(targets.open())) if targets else None
-            for start in range(0, self.samples, self.batch_size):
-                count = min(self.batch_size, self.samples - start)
+            for start, count, first in self._spans():
                 feeds = {name: cursor.take(count) for name, cursor in cursors.items()}
                 for name, array in feeds.items():
                     check_finite(array, self.columns[name].where, self.numbers[start:])
+                feeds |= self.extra.feeds(feeds, first=first)
                 taken = labels.take(count) if labels else None
                 yield feeds, _as_labels(taken)
 
-    def feeds(self) -> Iterator[dict[str, Array]]:
+    def feeds(self) -> Stream:
         """The batches without their labels."""
-        for feeds, _ in self._read(None):
-            yield feeds
+        return Stream((feeds for feeds, _ in self._read(None)), self.carry)
 
     def fingerprint(self) -> str:
         """SHA-256 of the samples that are used (64 hexadecimal digits); reads them all."""
-        return fingerprint(self.feeds())
+        return fingerprint(map(self.read_of, self.feeds()))
+
+    def read_of(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """What of a batch was read from the data."""
+        return {name: feeds[name] for name in self.columns}
 
     def require_labels(self, purpose: str) -> None:
         """DataError unless there are labels, which ``purpose`` (a metric's name) needs."""
@@ -100,11 +123,12 @@ def open_data(config: DataConfig, graph: Graph) -> Dataset:
     expected), and MissingExtraError for images without Pillow. Reads headers and labels only.
     """
     _check_limits(config)
-    inputs = {name: graph.values[name] for name in graph.inputs}
+    extra, outputs = extra_inputs(config, graph), measured_outputs(config, graph)
+    inputs, judged = extra.read, graph.values[outputs[0]]
     found = _find(config, inputs)
     total = _check_columns(found.columns, inputs, config.data)
     if found.labels is not None:
-        _check_label_shape(found.labels, graph.values[graph.outputs[0]], total)
+        _check_label_shape(found.labels, judged, total)
     numbers = chosen_numbers(config, total)
     size = _batch_size(config, inputs, found.columns, len(numbers))
     if config.batches:
@@ -113,10 +137,13 @@ def open_data(config: DataConfig, graph: Graph) -> Dataset:
     labels, classes = None, None
     if found.labels is not None:
         labels = _chosen(found.labels, numbers, total)
-        classes = _classes(labels, graph.values[graph.outputs[0]])
+        classes = _classes(labels, judged)
         if not isinstance(found.labels, ImageSource):  # whose numbers come from bytes, and take long to read
             _check_label_values(labels, classes, numbers)
-    return Dataset(config.data, columns, labels, size, numbers, classes, config.residual)
+    starts = starts_of(next(iter(found.columns.values())), numbers) if extra.carry else (0,)
+    return Dataset(
+        config.data, columns, labels, size, numbers, classes, config.residual, outputs, extra=extra, starts=starts
+    )
 
 
 def _chosen(source: Source, numbers: Numbers, total: int) -> Source:
@@ -137,13 +164,16 @@ def _find(config: DataConfig, inputs: Mapping[str, Value]) -> Found:
         path, split = enter_split(path, split)
         if has_images(path):
             return find_images(path, split, config, inputs)
+    if has_audio(path):
+        return find_audio(path, split, config, inputs)
     images = find_encoded(path, split, config, inputs) if path.suffix == ".npz" and path.is_file() else None
     if images is not None:
         return images
     arrays = find(path, Wanted({name: value.shape for name, value in inputs.items()}, split))
-    for key, given in (("preprocess", config.preprocess), ("labels", config.labels)):
+    for key, given in (("preprocess", config.preprocess), ("labels", config.labels), ("audio", config.audio)):
         if given is not None:
-            raise DataError(f"{path}: '{key}' is for images, and these data are arrays; leave it out")
+            kind = "sound" if key == "audio" else "images"
+            raise DataError(f"{path}: '{key}' is for {kind}, and these data are arrays; leave it out")
     return arrays
 
 
@@ -166,13 +196,14 @@ def _check_columns(columns: Mapping[str, Source], inputs: Mapping[str, Value], p
 
 
 def _check_column(source: Source, value: Value, sizes: dict[str, tuple[int, str]]) -> None:
-    expected = f"{value.dtype.value} of shape {_spell(value)} for the model's input {shown(value.name)}"
+    expected = f"{value.dtype.value} of shape {spelt(value)} for the model's input {shown(value.name)}"
     if source.dtype != value.dtype.numpy:
         hint = f"; convert it with .astype(numpy.{value.dtype.value}), scaled as in training"
         raise DataError(f"{source.where} has dtype {source.dtype.name}; expected {expected}{hint}")
     if not value.shape:
         raise DataError(
-            f"the model's input {shown(value.name)} is a single number, which has no batch axis to stream along"
+            f"the model's input {shown(value.name)} is a single number, which has no batch axis to stream along;"
+            f" set it with 'constants: {{{value.name}: ...}}'"
         )
     if len(source.shape) != len(value.shape):
         raise DataError(f"{source.where} has shape {source.shape}; expected {expected}")
@@ -219,7 +250,7 @@ def _check_label_shape(labels: Source, output: Value, total: int) -> None:
         kind = "class numbers" if whole else "targets"
         raise DataError(
             f"{labels.where} has shape {labels.shape}; expected {kind} of shape ({', '.join(map(str, shape))}) "
-            f"for the model's output {shown(output.name)} of shape {_spell(output)}"
+            f"for the model's output {shown(output.name)} of shape {spelt(output)}"
         )
 
 
@@ -260,7 +291,3 @@ def _as_labels(taken: Array | None) -> Array | None:
     if taken is None or taken.dtype.kind == "f":
         return taken
     return taken.astype(np.int64)
-
-
-def _spell(value: Value) -> str:
-    return f"({', '.join(map(str, value.shape))})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,15 @@ def joined(parts: Sequence[Source]) -> Source:
                 f"expected {parts[0].dtype.name} {parts[0].shape[1:]} as in {parts[0].where}"
             )
     return parts[0] if len(parts) == 1 else JoinedSource(tuple(parts))
+
+
+def starts_of(source: Source, numbers: Numbers) -> tuple[int, ...]:
+    """The places among ``numbers`` at which they or a file begin. DataError where they have an order of their own."""
+    if not isinstance(numbers, range):
+        raise DataError(f"{source.where}: 'carry' needs the samples in their order; leave 'shuffle' out")
+    parts = source.parts if isinstance(source, JoinedSource) else ()
+    starts = accumulate(part.shape[0] for part in parts[:-1])
+    return (0, *(start - numbers.start for start in starts if start in numbers[1:]))
 
 
 class _JoinedCursor:

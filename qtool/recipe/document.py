@@ -10,13 +10,27 @@ from types import MappingProxyType
 from typing import Any
 
 from qtool.recipe.items import Item
-from qtool.recipe.kinds import Choice, Either, FilePath, Flag, Interval, Key, ListOf, Real, Table, Text, Whole
+from qtool.recipe.kinds import (
+    Choice,
+    Either,
+    FilePath,
+    Flag,
+    Interval,
+    Key,
+    ListOf,
+    MapOf,
+    Number,
+    Real,
+    Table,
+    Text,
+    Whole,
+)
 from qtool.recipe.observers import EPS, OBSERVERS, QUANT_LIMIT
 from qtool.recipe.presets import PRESETS
 from qtool.recipe.schema import Backend, Colour, Layout, Mode, QDType, Scheme
 
 METRICS = (
-    *("top1", "top5", "mse", "psnr", "cosine", "sqnr"),
+    *("top1", "top5", "mse", "psnr", "cosine", "sqnr", "max_error"),
     *("perplexity", "bits_per_character", "bits_per_word"),
 )
 OWN_METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
@@ -131,25 +145,44 @@ _PREPROCESS = Table(
     )
 )
 
+_AUDIO = Table(
+    MappingProxyType(
+        {
+            "rate": Key(Whole(1, 1 << 24), "samples a second, as the model was trained on", required=True),
+            "window": Key(Whole(1, 1 << 24), "samples of a frame", required=True),
+            "hop": Key(Whole(1, 1 << 24), "samples from one frame to the next (window)"),
+            "context": Key(Whole(0, 1 << 24), "samples before the window that a frame holds too (0)"),
+            "features": Key(
+                Choice(("waveform", "magnitude")), "the samples (waveform), or the magnitudes of their spectrum"
+            ),
+        }
+    )
+)
+
 _DATA = {
-    "data": Key(FilePath(), "an .npz or .npy file, a folder of them, or a folder of images", required=True),
+    "data": Key(FilePath(), "an .npz, .npy or .wav file, a folder of them, or a folder of images", required=True),
     "split": Key(Text("the name of a split"), "the part of the data to use"),
     "shuffle": Key(Whole(0, (1 << 32) - 1), "the seed of a random order (the order of the data)"),
     "samples": Key(
         Interval(Whole(0, 1 << 48), open_ended=True),
         "[start, stop] of the samples used, once shuffled; stop may be null",
     ),
-    "batch_size": Key(Whole(1, 1 << 20), "samples a batch (32)"),
+    "batch_size": Key(Whole(1, 1 << 20), "samples a batch (32; 1 with carry)"),
     "batches": Key(Whole(1, 1 << 30), "number of batches (all)"),
     "labels": Key(FilePath(), "a .csv file with file names and classes, for a folder of images"),
     "preprocess": Key(_PREPROCESS, "how an image becomes an input"),
+    "audio": Key(_AUDIO, "how sound becomes frames"),
+    "carry": Key(MapOf(Text("the name of an input")), "output -> input of the next step, for a model with state"),
+    "constants": Key(MapOf(Number()), "input -> its value in every step"),
 }
 
 CALIBRATION = Table(MappingProxyType(_DATA))
 
-_METRIC = Key(MetricName(METRICS), "what is measured (top1), or module:function")
-
-_RESIDUAL = Key(Flag(), "the model gives what is to be taken off its input, such as noise: input - output is judged")
+_MEASURED = {
+    "metric": Key(MetricName(METRICS), "what is measured (top1), or module:function"),
+    "outputs": Key(ListOf(Text("the name of an output")), "the outputs to measure (all that are not carried)"),
+    "residual": Key(Flag(), "the model gives what is to be taken off its input, as noise: input - output is judged"),
+}
 
 RECIPE = Table(
     MappingProxyType(
@@ -186,7 +219,7 @@ RECIPE = Table(
             ),
             "calibration": Key(CALIBRATION, "data to observe"),
             "evaluation": Key(
-                Table(MappingProxyType({**_DATA, "metric": _METRIC, "residual": _RESIDUAL})),
+                Table(MappingProxyType({**_DATA, **_MEASURED})),
                 "data to measure the accuracy on",
             ),
             "latency": Key(
@@ -209,6 +242,8 @@ RECIPE = Table(
                             "max_accuracy_drop": Key(Real(0.0, 1e6), "in the metric's unit"),
                             "min_size_ratio": Key(Real(0.0, 1e6), "float bytes / quantized bytes"),
                             "min_speedup": Key(Real(0.0, 1e6), "float time / quantized time"),
+                            "min_metric": Key(Real(-1e6, 1e6), "of the quantized model's metric, where more is better"),
+                            "max_metric": Key(Real(-1e6, 1e6), "of the quantized model's metric, where less is better"),
                         }
                     )
                 ),

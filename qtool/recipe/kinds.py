@@ -173,6 +173,34 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A finite number, or true or false."""
+
+    def read(self, item: Item, name: str) -> Any:
+        if not isinstance(item.value, (int, float)) or not math.isfinite(item.value):
+            item.refuse(name, "a number, or true or false")
+        return item.value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": ["number", "boolean"]}
+
+
+@dataclass(frozen=True)
+class MapOf:
+    """A mapping whose keys are free, with at least one."""
+
+    kind: Kind
+
+    def read(self, item: Item, name: str) -> Any:
+        if not isinstance(item.value, Mapping) or not item.value:
+            item.refuse(name, "a mapping from names")
+        return {key: self.kind.read(child, _inside(name, key)) for key, child in item.entries().items()}
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "minProperties": 1, "additionalProperties": self.kind.schema()}
+
+
+@dataclass(frozen=True)
 class Either:
     """A single value, or what ``other`` (a list or a mapping) holds."""
 

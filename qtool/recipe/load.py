@@ -16,6 +16,7 @@ from qtool.recipe.overrides import apply_overrides
 from qtool.recipe.presets import default_for
 from qtool.recipe.qconfigs import plain_qconfig, read_qconfig
 from qtool.recipe.schema import (
+    Audio,
     Backend,
     Colour,
     DataConfig,
@@ -104,8 +105,10 @@ def _data_config(values: Mapping[str, Any], item: Item, name: str) -> DataConfig
     preprocess = None
     if "preprocess" in values:
         preprocess = _preprocess(values["preprocess"], item.entries()["preprocess"], f"{name}.preprocess")
+    audio = Audio(**values["audio"]) if "audio" in values else None
     metric = METRICS[0] if name == "evaluation" else ""
-    config = DataConfig(**{"metric": metric, **values, "preprocess": preprocess})
+    defaults = {"metric": metric, **({"batch_size": 1} if "carry" in values else {})}
+    config = DataConfig(**{**defaults, **values, "preprocess": preprocess, "audio": audio})
     if preprocess is not None and preprocess.noise is not None:
         _check_noise(config, preprocess, item, name)
     return config
@@ -143,8 +146,9 @@ def _check_together(recipe: Recipe, item: Item) -> None:
     if calibrated is not None and recipe.calibration is None:
         item.fail(f"calibration is missing: mode {calibrated.value} needs data to observe")
     gates = item.entries().get("gates", item)
-    if recipe.gates.max_accuracy_drop is not None and recipe.evaluation is None:
-        gates.fail("gates.max_accuracy_drop needs an evaluation block")
+    for key in ("max_accuracy_drop", "min_metric", "max_metric"):
+        if getattr(recipe.gates, key) is not None and recipe.evaluation is None:
+            gates.fail(f"gates.{key} needs an evaluation block")
     if recipe.gates.min_speedup is not None and recipe.latency is None:
         gates.fail("gates.min_speedup needs a latency block")
     if all(rule.qconfig is None for rule in recipe.rules):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -152,8 +152,24 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class Audio:
+    """How sound becomes frames: of ``window`` samples, each ``hop`` behind the last one (``window`` where that is
+    None), with ``context`` samples more in front; as they are, or as the magnitudes of their spectrum."""
+
+    rate: int
+    window: int
+    hop: int | None = None
+    context: int = 0
+    features: str = "waveform"
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """Where batches come from. ``labels`` and ``preprocess`` are for a folder of images."""
+    """Where batches come from. ``labels`` and ``preprocess`` are for a folder of images, ``audio`` is for sound.
+
+    ``carry`` maps outputs to the inputs that they become in the next step, ``constants`` maps inputs to their value;
+    ``outputs`` names those that are measured, all that are not carried where it is empty.
+    """
 
     data: Path
     split: str = ""
@@ -168,6 +184,16 @@ class DataConfig:
     """From the first number up to, not including, the second, counted in the order that ``shuffle`` makes."""
     residual: bool = False
     """The model gives what is to be taken off its input, such as noise: input - output is compared with the targets."""
+    audio: Audio | None = None
+    carry: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    constants: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    outputs: tuple[str, ...] = ()
+
+    def limited(self, batch_size: int, batches: int) -> DataConfig:
+        """So many samples of the same data, in batches of that size; of a model with state, in batches of its own."""
+        if self.carry:
+            return replace(self, batches=-(-batch_size * batches // self.batch_size))
+        return replace(self, batch_size=batch_size, batches=batches)
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,8 @@ class Gates:
     max_accuracy_drop: float | None = None
     min_size_ratio: float | None = None
     min_speedup: float | None = None
+    min_metric: float | None = None
+    max_metric: float | None = None
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,11 @@ def _gates(recipe: Recipe, measured: Measured) -> tuple[Gate, ...]:
         drop = measured.accuracy.drop if measured.accuracy else None
         passed = drop is not None and drop <= limits.max_accuracy_drop
         found.append(Gate("max_accuracy_drop", limits.max_accuracy_drop, drop, passed))
+    metric = measured.accuracy.quant if measured.accuracy else None
+    if limits.min_metric is not None:
+        found.append(Gate("min_metric", limits.min_metric, metric, metric is not None and metric >= limits.min_metric))
+    if limits.max_metric is not None:
+        found.append(Gate("max_metric", limits.max_metric, metric, metric is not None and metric <= limits.max_metric))
     if limits.min_size_ratio is not None:
         ratio = measured.size.ratio
         found.append(Gate("min_size_ratio", limits.min_size_ratio, ratio, ratio >= limits.min_size_ratio))

@@ -10,6 +10,8 @@ from qtool.analysis.advice import Advice
 
 SCHEMA = "qtool.report/1"
 
+LABELS, FLOAT_OUTPUTS = "labels", "float outputs"
+
 Real = float
 """The built-in type, for the class below that has a field of that name (as the report's JSON does)."""
 
@@ -28,13 +30,18 @@ class Size:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A metric of both models over the same ``n`` samples. ``higher_is_better`` tells which way a drop goes."""
+    """A metric of both models over the same ``n`` samples. ``higher_is_better`` tells which way a drop goes, and
+    ``against`` what outputs were compared with: labels (or targets), or the outputs of the float model."""
 
     metric: str
     float: Real
     quant: Real
     n: int
     higher_is_better: bool = True
+    against: str = LABELS
+    unit: str = ""
+    outputs: Mapping[str, Real] = field(default_factory=dict)
+    """The quantized model's metric by output; ``quant`` is the worst."""
 
     @property
     def drop(self) -> Real:
