@@ -488,6 +488,8 @@ def test_doctor(cli):
     plain = cli("doctor", "--json").json
     assert plain["schema"] == "qtool.doctor/1"
     assert plain["instruction_sets"] == list(native.supported_isas())
+    explained = {note.partition(":")[0] for note in plain["instruction_set_notes"]}
+    assert explained >= set(native.abi.ISAS) - set(native.supported_isas())
     assert any(text.startswith("numpy ") for text in plain["packages"])
     assert len(plain["kernels"]) == (len(native.kernels()) if native.available() else 0)
     assert "engine" in cli("doctor").out

@@ -94,7 +94,7 @@ def _c_type(kind: type) -> str:
 # ---- symbols ----------------------------------------------------------------------------------------------------
 
 
-ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|avx512vnni)\.cc$", p.name))
+ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|avx512vnni|amx)\.cc$", p.name))
 
 
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
@@ -104,9 +104,10 @@ def test_instruction_set_files_export_no_weak_symbol(path, tmp_path):
     """The linker keeps one copy of a weak symbol, and it could be this one, for code that runs on every CPU. Without
     optimization, because inlining hides them."""
     cmake = (SOURCE / "CMakeLists.txt").read_text()
-    flags = dict(re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", cmake))
-    isa = re.search(r"(avx2|avx512vnni)\.cc$", path.name)[1]
-    expanded = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda m: flags[m[1]], flags[isa]).split()
+    flags: dict[str, str] = {}
+    for name, text in re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", cmake):
+        flags[name] = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda m: flags[m[1]], text)
+    isa = re.search(r"(avx2|avx512vnni|amx)\.cc$", path.name)[1]
     target = tmp_path / "kernel.o"
     command = [
         "g++",
@@ -116,8 +117,9 @@ def test_instruction_set_files_export_no_weak_symbol(path, tmp_path):
         "-w",
         "-fno-exceptions",
         "-DQT_X86=1",
+        "-DQT_AMX=1",
         f"-I{SOURCE}",
-        *expanded,
+        *flags[isa].split(),
         str(path),
         "-o",
         str(target),

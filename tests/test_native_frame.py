@@ -130,7 +130,7 @@ def _desc(ops: list[abi.COp], buffers: list[abi.CBuffer], /, **changes: object) 
 
 
 RAW = [
-    ({"abi": 2}, "another version"),
+    ({"abi": abi.ABI + 1}, "another version"),
     ({"isa": -1}, "no such instruction set"),
     ({"isa": 4}, "no such instruction set"),
     ({"buffer_count": -1}, "number of buffers"),

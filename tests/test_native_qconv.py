@@ -16,7 +16,7 @@ from qconv_cases import F32, Case, Numbers, depthwise, expected, linear, numbers
 from qtool.errors import EngineError
 from qtool.native import Buffer, Kind, Op, Plan, abi
 
-ROWS = kernel_rows("qconv")
+ROWS = kernel_rows("qconv") + kernel_rows("qtileconv")
 DEPTHWISE_ROWS = kernel_rows("qdwconv")
 
 

@@ -151,13 +151,17 @@ def _run_often(plan: Plan, x: np.ndarray) -> None:
 # ---- the choice of kernels --------------------------------------------------------------------------------------
 
 
+LAYOUT_ISAS = [row.isa for row in native.kernels() if row.family == "layout"] if native.available() else []
+
+
 @pytest.mark.parametrize("isa", isas())
 def test_the_choice_is_a_function_of_the_instruction_set(isa):
     plan = Plan([_copy()], [Buffer(8), Buffer(8)], 0, isa=isa)
-    assert plan.kernels == (f"layout_{isa}",)
+    best = [have for have in LAYOUT_ISAS if abi.ISAS.index(have) <= abi.ISAS.index(isa)][-1]
+    assert plan.kernels == (f"layout_{best}",)
 
 
-@pytest.mark.parametrize(("lower", "upper"), list(pairwise(native.supported_isas())))
+@pytest.mark.parametrize(("lower", "upper"), list(pairwise(LAYOUT_ISAS)))
 def test_a_row_above_the_plan_is_refused(lower, upper):
     with pytest.raises(EngineError, match=f"kernel layout_{upper} needs {upper}"):
         Plan([_copy(kernel=f"layout_{upper}")], [Buffer(8), Buffer(8)], 0, isa=lower)

@@ -61,6 +61,7 @@ def _findings(shared: Shared) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "engine": engine,
         "instruction_sets": list(isas),
+        "instruction_set_notes": [f"{isa}: {note}" for isa in native.abi.ISAS if (note := native.isa_note(isa))],
         "chosen": native.choose_isa(shared.isa) if native.available() else "NumPy",
         "packages": [f"{name} {_version(name)}" for name in NEEDED],
         "extras": [f"{name} {_version(name)} (qtool[{extra}])" for name, extra in EXTRAS.items()],

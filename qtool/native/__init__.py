@@ -1,7 +1,7 @@
 """The Python face of the native engine (``libqtool.so``, a C ABI loaded with ctypes). It knows arrays, not graphs."""
 
 from qtool.native.abi import Kind
-from qtool.native.library import KernelRow, available, kernels, supported_isas, supports, why_not
+from qtool.native.library import KernelRow, available, isa_note, kernels, supported_isas, supports, why_not
 from qtool.native.plan import Buffer, Op, Plan, choose_isa
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Plan",
     "available",
     "choose_isa",
+    "isa_note",
     "kernels",
     "supported_isas",
     "supports",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,8 @@ from qtool.errors import EngineError
 from qtool.native import abi
 
 NAME = "libqtool.so"
+VARIABLE = "QTOOL_LIBRARY"
+"""Environment variable with the path of a library to load instead of the one beside this file."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,25 @@ class KernelRow:
 @lru_cache(maxsize=1)
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
-    import qtool.native  # here, because the package imports this module: in an editable install it has two folders
-
-    found = [path for folder in qtool.native.__path__ if (path := Path(folder) / NAME).is_file()]
-    if not found:
+    found = _find()
+    if found is None:
         return f"{NAME} was not built with this installation (is there a C++17 compiler?)"
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(found))
         version = int(library.qt_abi())
     except (OSError, AttributeError) as error:
-        return f"{found[0]} cannot be loaded: {error}"
+        return f"{found} cannot be loaded: {error}"
     if version != abi.ABI:
-        return f"{found[0]} is of another version (got ABI {version}, expected {abi.ABI}); install qtool again"
+        return f"{found} is of another version (got ABI {version}, expected {abi.ABI}); install qtool again"
     return _declare(library)
+
+
+def _find() -> Path | None:
+    import qtool.native  # here, because the package imports this module: in an editable install it has two folders
+
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    return next((path for folder in qtool.native.__path__ if (path := Path(folder) / NAME).is_file()), None)
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -56,6 +65,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "qt_plan_free": (None, [pointer]),
         "qt_op_supported": (int32, [int32]),
         "qt_isa_supported": (int32, [int32]),
+        "qt_isa_note": (text, [int32]),
         "qt_struct_bytes": (long, [text]),
         "qt_kernels": (long, [text, long]),
     }
@@ -91,6 +101,13 @@ def supported_isas() -> tuple[str, ...]:
         return ()
     built = {row.isa for row in kernels()}
     return tuple(n for i, n in enumerate(abi.ISAS) if n in built and library().qt_isa_supported(i))
+
+
+def isa_note(isa: str) -> str:
+    """Why this machine does not run an instruction set, or that it is emulated; "" where there is nothing to say."""
+    if not available():
+        return why_not()
+    return str(library().qt_isa_note(abi.ISAS.index(isa)).decode())
 
 
 def supports(kind: abi.Kind) -> bool:

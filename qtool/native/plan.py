@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qtool.errors import EngineError
 from qtool.native import abi
-from qtool.native.library import library, supported_isas
+from qtool.native.library import isa_note, library, supported_isas
 
 ERROR_BYTES = 512
 
@@ -43,7 +43,7 @@ def choose_isa(isa: str | None) -> str:
     if isa is None:
         return have[-1] if have else abi.ISAS[0]
     if isa not in have:
-        known = "this CPU does not have it" if isa in abi.ISAS else "there is no such instruction set"
+        known = isa_note(isa) if isa in abi.ISAS else "there is no such instruction set"
         raise EngineError(f"instruction set '{isa}': {known}; expected one of {', '.join(have)}")
     return isa
 

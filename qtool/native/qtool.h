@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define QT_ABI 1
+#define QT_ABI 2
 #define QT_API __attribute__((visibility("default")))
 #define QT_MAX_INPUTS 4
 
@@ -277,6 +277,8 @@ QT_API int32_t qt_abi(void);
 QT_API int32_t qt_op_supported(int32_t kind);   // 1 when this library has a family for the qt_op_kind
 QT_API int64_t qt_struct_bytes(const char* name);  // sizeof a struct of this header, -1 for an unknown name
 QT_API int32_t qt_isa_supported(int32_t isa);  // 1 when this CPU and its operating system run it
+// Why this machine does not run an ISA, or that it is emulated; "" where there is nothing to say.
+QT_API const char* qt_isa_note(int32_t isa);
 // Every kernel row, one a line: "family isa name tile". Gives the bytes needed, writes at most `bytes`.
 QT_API int64_t qt_kernels(char* text, int64_t bytes);
 

@@ -73,6 +73,8 @@ int32_t qt_op_supported(int32_t kind) { return qtool::find_family(kind) != nullp
 
 int32_t qt_isa_supported(int32_t isa) { return qtool::cpu_supports(isa); }
 
+const char* qt_isa_note(int32_t isa) { return qtool::isa_note(isa); }
+
 int64_t qt_struct_bytes(const char* name) {
 #define QT_STRUCT(type) \
   if (name != nullptr && std::strcmp(name, #type) == 0) return sizeof(type);

@@ -6,10 +6,18 @@
 
 #if QT_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace qtool {
 namespace {
+
+// The best instruction set, and what is to be said of AMX.
+struct Found {
+  int best;
+  const char* amx;
+};
 
 #if QT_X86
 
@@ -32,7 +40,7 @@ uint64_t saved_registers() {
 
 constexpr bool all(uint64_t have, uint64_t need) { return (have & need) == need; }
 
-int detect() {
+int detect_vectors() {
   const Leaf basic = cpuid(1, 0), extended = cpuid(7, 0);
   constexpr uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;
   if (!all(basic.ecx, kFma | kOsxsave | kAvx | kF16c)) return QT_ISA_SCALAR;
@@ -46,17 +54,52 @@ int detect() {
   return avx512 && all(extended.ecx, kVnni) ? QT_ISA_AVX512VNNI : QT_ISA_AVX2;
 }
 
+// Why AMX cannot be used on a CPU with AVX512-VNNI; NULL where it can.
+const char* missing_for_amx() {
+#if !QT_AMX
+  return "the compiler that built this library does not know it";
+#elif QT_EMULATE_AMX
+  return nullptr;
+#else
+  constexpr uint32_t kTile = 1u << 24, kInt8 = 1u << 25;  // edx
+  if (!all(cpuid(7, 0).edx, kTile | kInt8)) return "this CPU does not have it";
+  constexpr uint64_t kTileConfig = 1u << 17, kTileData = 1u << 18;
+  if (!all(saved_registers(), kTileConfig | kTileData)) return "the operating system does not keep its registers";
+  // Linux gives tile data on demand, to the whole process and the threads that it will have.
+  constexpr long kRequestPermission = 0x1023, kTileDataNumber = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileDataNumber) != 0) {
+    return "Linux does not allow it to this process (arch_prctl, since 5.16)";
+  }
+  return nullptr;
+#endif
+}
+
+Found detect() {
+  const int best = detect_vectors();
+  if (best < QT_ISA_AVX512VNNI) return {best, "this CPU does not have it"};
+  const char* missing = missing_for_amx();
+  if (missing != nullptr) return {best, missing};
+  return {QT_ISA_AMX, QT_EMULATE_AMX ? "emulated, for tests" : ""};
+}
+
 #else
 
-int detect() { return QT_ISA_SCALAR; }
+Found detect() { return {QT_ISA_SCALAR, "this CPU does not have it"}; }
 
 #endif
 
+const Found& found() {
+  static const Found once = detect();
+  return once;
+}
+
 }  // namespace
 
-bool cpu_supports(int isa) {
-  static const int best = detect();
-  return isa >= QT_ISA_SCALAR && isa <= best;
+bool cpu_supports(int isa) { return isa >= QT_ISA_SCALAR && isa <= found().best; }
+
+const char* isa_note(int isa) {
+  if (isa == QT_ISA_AMX) return found().amx;
+  return cpu_supports(isa) ? "" : "this CPU does not have it";
 }
 
 const char* isa_name(int isa) {

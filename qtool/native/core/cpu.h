@@ -3,8 +3,12 @@
 
 namespace qtool {
 
-// Whether the CPU has every instruction of a qt_isa and the operating system keeps its registers.
+// Whether the CPU has every instruction of a qt_isa, the operating system keeps its registers and, for tiles, allows them
+// to this process: that is asked for at the first call.
 bool cpu_supports(int isa);
+
+// Why a qt_isa is not supported, or that it is emulated; "" where there is nothing to say.
+const char* isa_note(int isa);
 
 // "scalar", "avx2", ...; "?" for what is no qt_isa.
 const char* isa_name(int isa);

@@ -12,6 +12,7 @@
 namespace qtool {
 
 std::unique_ptr<Op> make_qdwconv(const qt_op& op, const MakeContext& context);
+std::unique_ptr<Op> make_qtileconv(const qt_op& op, const MakeContext& context);
 
 namespace {
 
@@ -238,8 +239,11 @@ void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job,
 std::unique_ptr<Op> make_qconv(const qt_op& op, const MakeContext& context) {
   const qt_conv_args& args = *static_cast<const qt_conv_args*>(op.args);
   check_qconv(args);
-  const bool named = context.kernel != nullptr;
-  if (named ? std::strncmp(context.kernel, "qdwconv_", 8) == 0 : is_depthwise(args)) return make_qdwconv(op, context);
+  const auto goes_to = [&](const char* family, bool fits) {
+    return context.kernel != nullptr ? std::strncmp(context.kernel, family, std::strlen(family)) == 0 : fits;
+  };
+  if (goes_to("qdwconv_", is_depthwise(args))) return make_qdwconv(op, context);
+  if (goes_to("qtileconv_", context.isa >= QT_ISA_AMX && fills_tiles(args))) return make_qtileconv(op, context);
   const int outputs = args.out_channels / args.groups;
   const auto usable = [&](const Row<const QconvKernel*>& row) {
     return context.kernel != nullptr || !row.kernel->narrow || outputs <= row.kernel->columns;

@@ -1,6 +1,5 @@
 // The specification of the kernels.
-#include <cmath>
-
+#include "qconv/finish.h"
 #include "qconv/qconv.h"
 
 namespace qtool {
@@ -20,22 +19,14 @@ int32_t sum(const QconvJob& job, const QconvTile& tile, int64_t row, int column)
   return static_cast<int32_t>(total);
 }
 
-uint8_t finish(const QconvJob& job, int64_t at, int column, int32_t total) {
-  const QconvFinish& f = *job.finish;
-  float r = (static_cast<float>(total) + job.bias[column]) * job.multiplier[column];
-  if (job.residual != nullptr) {
-    r += (static_cast<float>(job.residual[at + column]) - f.res_zero) * f.res_multiplier;
-  }
-  const float clamped = r > f.low ? (r < f.high ? r : f.high) : f.low;
-  return static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(clamped)) + f.out_zero);
-}
-
 void run(const QconvJob& job) {
   for (const QconvTile* tile = job.tiles; tile != job.end; tile++) {
     for (int64_t row = 0; row < tile->rows; row++) {
       const int64_t at = tile->outputs[row];
       for (int column = 0; column < job.columns; column++) {
-        job.out[at + column] = finish(job, at, column, sum(job, *tile, row, column));
+        const int32_t total = sum(job, *tile, row, column);
+        const uint8_t* residual = job.residual != nullptr ? job.residual + at + column : nullptr;
+        job.out[at + column] = finish_sum(*job.finish, total, job.bias[column], job.multiplier[column], residual);
       }
     }
   }

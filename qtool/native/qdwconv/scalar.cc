@@ -1,6 +1,5 @@
 // The specification of the kernels.
-#include <cmath>
-
+#include "qconv/finish.h"
 #include "qdwconv/qdwconv.h"
 
 namespace qtool {
@@ -20,13 +19,6 @@ int32_t sum(const QdwconvLine& line, const QdwconvBlock& block, int channel) {
   return static_cast<int32_t>(total);
 }
 
-uint8_t finish(const QconvFinish& f, const QdwconvBlock& block, int channel, int32_t total, const uint8_t* residual) {
-  float r = (static_cast<float>(total) + block.bias[channel]) * block.multiplier[channel];
-  if (residual != nullptr) r += (static_cast<float>(*residual) - f.res_zero) * f.res_multiplier;
-  const float clamped = r > f.low ? (r < f.high ? r : f.high) : f.low;
-  return static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(clamped)) + f.out_zero);
-}
-
 void run(const QdwconvLine& line) {
   const QdwconvShape& shape = *line.shape;
   for (int64_t x = 0; x < shape.out_width; x++) {
@@ -36,7 +28,8 @@ void run(const QdwconvLine& line) {
       for (int channel = 0; channel < block.channels; channel++) {
         const int64_t at = x * shape.channels + block.first + channel;
         const uint8_t* residual = line.residual != nullptr ? line.residual + at : nullptr;
-        line.out[at] = finish(shape.finish, block, channel, sum(line, block, channel), residual);
+        const int32_t total = sum(line, block, channel);
+        line.out[at] = finish_sum(shape.finish, total, block.bias[channel], block.multiplier[channel], residual);
       }
     }
   }
