@@ -15,6 +15,9 @@ constexpr Row<const PoolKernels*> kRows[] = {
 #undef QT_KERNEL
 };
 
+// A chunk is a line of windows, or where there are few lines a part of its channels: whole registers of the kernels.
+constexpr int64_t kLeastChunks = 8, kChannels = 64;
+
 // The part of one axis under a window: positions first, first + step, ... below last, and the size it is divided by.
 struct Span {
   int64_t first, last, step, divisor;
@@ -49,6 +52,9 @@ class PoolOp : public Op {
     checked_product({args.batch, args.out_height, args.out_width, args.channels, int64_t{sizeof(T)}});
     most_taps_ = checked_product({most(true), most(false)});
     require(most_taps_ <= 1 << 23, "a window of more than 2^23 pixels");
+    const int64_t wanted = kLeastChunks / std::max<int64_t>(1, int64_t{args.batch} * args.out_height);
+    part_channels_ = (args.channels / std::max<int64_t>(1, wanted) + kChannels - 1) / kChannels * kChannels;
+    part_channels_ = std::max(part_channels_, kChannels);
   }
 
   const char* kernel() const override { return row_.name; }
@@ -62,9 +68,12 @@ class PoolOp : public Op {
   int64_t scratch_bytes() const override { return most_taps_ * static_cast<int64_t>(sizeof(T*)); }
 
   void run(const RunContext& context) const override {
-    context.pool->parallel(int64_t{args_.batch} * args_.out_height, [&](int64_t chunk, int thread) {
+    const int64_t parts = (args_.channels + part_channels_ - 1) / part_channels_;
+    context.pool->parallel(int64_t{args_.batch} * args_.out_height * parts, [&](int64_t chunk, int thread) {
       const T** taps = reinterpret_cast<const T**>(context.scratch + thread * context.scratch_stride);
-      run_line(static_cast<const T*>(context.inputs[0]), static_cast<T*>(context.output), chunk, taps);
+      const int64_t first = chunk % parts * part_channels_;
+      run_line(static_cast<const T*>(context.inputs[0]) + first, static_cast<T*>(context.output) + first, chunk / parts,
+               std::min(part_channels_, args_.channels - first), taps);
     });
   }
 
@@ -102,8 +111,8 @@ class PoolOp : public Op {
     return found;
   }
 
-  // One line of one picture's output.
-  void run_line(const T* x, T* y, int64_t line, const T** taps) const {
+  // The first `channels` of one line of one picture's output.
+  void run_line(const T* x, T* y, int64_t line, int64_t channels, const T** taps) const {
     const int64_t pixel = args_.channels;
     const T* picture = x + line / args_.out_height * args_.in_height * args_.in_width * pixel;
     T* out = y + line * args_.out_width * pixel;
@@ -117,9 +126,9 @@ class PoolOp : public Op {
         }
       }
       if (args_.kind == QT_POOL_MAX) {
-        maximum(taps, count, out);
+        maximum(taps, count, channels, out);
       } else {
-        average(taps, count, divisor(rows, cols, count), out);
+        average(taps, count, channels, divisor(rows, cols, count), out);
       }
     }
   }
@@ -130,27 +139,27 @@ class PoolOp : public Op {
     return static_cast<float>(count);
   }
 
-  void maximum(const T* const* taps, int64_t count, T* out) const {
+  void maximum(const T* const* taps, int64_t count, int64_t channels, T* out) const {
     if constexpr (sizeof(T) == 1) {
-      row_.kernel->max_u8(taps, count, args_.channels, out);
+      row_.kernel->max_u8(taps, count, channels, out);
     } else {
-      row_.kernel->max_f32(taps, count, args_.channels, out);
+      row_.kernel->max_f32(taps, count, channels, out);
     }
   }
 
-  void average(const T* const* taps, int64_t count, float divisor, T* out) const {
+  void average(const T* const* taps, int64_t count, int64_t channels, float divisor, T* out) const {
     if constexpr (sizeof(T) == 1) {
       const float multiplier = args_.x_scale / (args_.out_scale * divisor);
       const int32_t offset = static_cast<int32_t>(count * args_.x_zero);
-      row_.kernel->average_u8(taps, count, args_.channels, {multiplier, offset, args_.out_zero, args_.adaptive}, out);
+      row_.kernel->average_u8(taps, count, channels, {multiplier, offset, args_.out_zero, args_.adaptive}, out);
     } else {
-      row_.kernel->average_f32(taps, count, args_.channels, divisor, out);
+      row_.kernel->average_f32(taps, count, channels, divisor, out);
     }
   }
 
   qt_pool_args args_;
   const Row<const PoolKernels*>& row_;
-  int64_t most_taps_;
+  int64_t most_taps_, part_channels_;
 };
 
 }  // namespace
