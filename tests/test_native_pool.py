@@ -144,6 +144,20 @@ def test_adaptive_average(row, outputs):
 
 
 @pytest.mark.parametrize("row", kernel_rows("pool"))
+@pytest.mark.parametrize("size", [(16, 16), (257, 1), (40, 37)])
+def test_average_of_more_bytes_than_16_bits_hold(row, size):
+    x = np.random.default_rng(4).integers(250, 256, (1, *size, 150)).astype(np.uint8)
+    args = pool_args(
+        x.shape, (1, 1), 1, 1, 0, 1, kind=1, adaptive=1, x_scale=0.03, out_scale=0.025, x_zero=120, out_zero=7
+    )  # fmt: skip
+    total, count = x.sum(axis=(1, 2), dtype=np.int64), size[0] * size[1]
+    expected = quantized_average(total, count, count, (0.03, 0.025), (120, 7), True)
+    for threads in (1, 3):
+        got = run(row, Kind.QPOOL, args, x, (1, 1), threads)
+        np.testing.assert_array_equal(got.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("row", kernel_rows("pool"))
 def test_threads_give_the_same_bits(row):
     x = np.random.default_rng(3).standard_normal((3, 9, 9, 70)).astype(np.float32)
     args = pool_args(x.shape, (4, 4), 3, 2, 0, 1, kind=1)

@@ -1,7 +1,8 @@
-// The job is published in one word, `ticket_`: the number of the job in the upper half and the chunks not yet taken in
-// the lower. Taking a chunk is one compare-and-swap, so a thread that wakes late can never take a chunk of another job
-// than it means, and nobody waits for a thread that has taken none. That also makes a forked child safe: its caller
-// takes all chunks itself.
+// A job is cut in a range of chunks for each thread, so that a thread meets in every operator of a plan the part of the
+// picture that is in its cache already; who has done his own takes what is left of the others'. A range is one word, a
+// ticket: the number of the job in the upper half and the chunks not yet taken in the lower. Taking a chunk is one
+// compare-and-swap, so a thread that wakes late can never take a chunk of another job than it means, and nobody waits for
+// a thread that has taken none. That also makes a forked child safe: its caller takes all chunks itself.
 #include "core/pool.h"
 
 #include <linux/futex.h>
@@ -87,6 +88,10 @@ void leave_cpus(const cpu_set_t& taken) {
   sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 
+struct alignas(64) Ticket {
+  std::atomic<uint64_t> word{0};
+};
+
 }  // namespace
 
 struct ThreadPool::State {
@@ -95,31 +100,53 @@ struct ThreadPool::State {
   std::chrono::microseconds spin_time;
   std::vector<std::thread> workers;
   std::vector<std::atomic<int>> cpus;  // where each thread was last seen, -1 for nowhere
+  std::vector<Ticket> tickets;         // a range for each thread
 
   std::atomic<bool> busy{false};
-  const void* data = nullptr;  // the job: written before ticket_, read by those who have a chunk of it
+  const void* data = nullptr;  // the job: written before the tickets, read by those who have a chunk of it
   Body body = nullptr;
   uint32_t chunks = 0;
-  alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<uint32_t> done{0};
   alignas(64) std::atomic<uint32_t> generation{0};  // the futex word: changes with each job, and to stop
   std::atomic<int> sleepers{0};
   std::atomic<bool> stopping{false};
 
-  // Runs chunks of the job of `number` until none is left.
+  // Where the range of a thread begins.
+  uint32_t first_of(int thread) const { return static_cast<uint32_t>(uint64_t{chunks} * thread / threads); }
+
+  void publish(uint32_t number) {
+    for (int i = 0; i < threads; i++) {
+      const uint32_t count = first_of(i + 1) - first_of(i);
+      tickets[i].word.store((uint64_t{number} << 32) | count, std::memory_order_release);
+    }
+    generation.store(number);
+  }
+
+  // Runs chunks of the job of `number` until none is left: the thread's own range first.
   void work(uint32_t number, int thread) {
+    uint32_t count = 0;
+    for (int i = 0; i < threads; i++) count += work_range(number, (thread + i) % threads, thread);
+    if (count > 0) done.fetch_add(count, std::memory_order_release);
+  }
+
+  // How many chunks it ran.
+  uint32_t work_range(uint32_t number, int range, int thread) {
+    std::atomic<uint64_t>& ticket = tickets[range].word;
+    uint32_t count = 0;
     uint64_t seen = ticket.load(std::memory_order_acquire);
     while (static_cast<uint32_t>(seen >> 32) == number && static_cast<uint32_t>(seen) != 0) {
       if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) continue;
-      body(data, chunks - static_cast<uint32_t>(seen), thread);
-      done.fetch_add(1, std::memory_order_release);
+      body(data, first_of(range + 1) - static_cast<uint32_t>(seen), thread);
+      count++;
       seen = ticket.load(std::memory_order_acquire);
     }
+    return count;
   }
 
   // With fewer CPUs than threads whoever spins keeps another from working, and nobody has a CPU for itself.
   explicit State(int count)
-      : threads(count), spin_time(count <= allowed_cpus() ? kSpin : std::chrono::microseconds(0)), cpus(count) {
+      : threads(count), spin_time(count <= allowed_cpus() ? kSpin : std::chrono::microseconds(0)), cpus(count),
+        tickets(count) {
     for (std::atomic<int>& cpu : cpus) cpu.store(-1, std::memory_order_relaxed);
   }
 
@@ -202,8 +229,7 @@ void ThreadPool::run(int64_t chunks, Body body, const void* data) {
   s.done.store(0, std::memory_order_relaxed);
   s.note_cpu(0, sched_getcpu());
   const uint32_t number = s.generation.load(std::memory_order_relaxed) + 1;
-  s.ticket.store((uint64_t{number} << 32) | s.chunks, std::memory_order_release);
-  s.generation.store(number);
+  s.publish(number);
   s.wake();
   s.work(number, 0);
   const auto finished = [&] { return s.done.load(std::memory_order_acquire) == s.chunks; };

@@ -73,8 +73,8 @@ class QuantizeOp : public LayoutOp {
   using Source = std::conditional_t<Q, float, uint8_t>;
   using Target = std::conditional_t<Q, uint8_t, float>;
 
-  // Columns a chunk: whole tiles, about kChunk elements.
-  int64_t strip() const { return chunks_of(chunks_of(kChunk, args_.rows), kTile) * kTile; }
+  // Columns a chunk: whole tiles, about a quarter of kChunk elements, since a picture has few.
+  int64_t strip() const { return chunks_of(chunks_of(kChunk / 4, args_.rows), kTile) * kTile; }
 
   void convert(const Source* x, Target* y, int64_t count) const {
     if constexpr (Q) {

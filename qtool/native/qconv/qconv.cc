@@ -51,8 +51,9 @@ class Qconv final : public Op {
 
  private:
   struct Job;
+  int64_t chunk_pixels() const;
   void cut_pieces();
-  void cut_chunks();
+  void cut_chunks(int threads);
   void measure_scratch();
   void run_chunk(const RunContext& context, int64_t chunk, int thread) const;
   void place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, uint8_t* scratch) const;
@@ -66,6 +67,7 @@ class Qconv final : public Op {
   QconvAfter after_;
   QconvDepth depth_;
   int64_t pitch_;  // channels of the output
+  int64_t chunk_pixels_;
   int residual_;
   std::vector<QconvPixels> regions_;
   std::vector<std::vector<int64_t>> taken_;  // which taps each region walks
@@ -73,6 +75,7 @@ class Qconv final : public Op {
   std::vector<Piece> pieces_;
   std::vector<int64_t> chunk_begins_;  // row_parts_ + 1 indices of pieces
   int64_t row_parts_, panel_parts_;    // chunks are row_parts x panel_parts
+  int64_t row_groups_;                 // parts of the picture that come one after the other: all panels of one, then the next
   int64_t tile_bytes_ = 0, output_bytes_ = 0, pointer_bytes_ = 0, patch_bytes_ = 0;  // of the largest chunk
 };
 
@@ -109,13 +112,26 @@ Qconv::Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const
   }
   panels_ = pack_qconv(args, depth_, taken_, kernel_, context.memory);
   cut_pieces();
-  cut_chunks();
+  cut_chunks(context.threads);
   measure_scratch();
 }
 
+// As many pixels as make finding them cheap; of few panels fewer, so that chunks are even in number and threads end
+// together.
+int64_t Qconv::chunk_pixels() const {
+  int64_t all = 0;
+  for (const QconvPixels& region : regions_) all += region.pixels();
+  const int64_t panels = panels_.size();
+  int64_t parts = std::max<int64_t>(1, ceil_div(all, kChunkPixels));
+  if (panels * parts >= kLeastChunks) return kChunkPixels;
+  while ((panels * parts < kLeastChunks / 2 || panels * parts % 2 != 0) && all / parts > 3 * kernel_.rows) parts++;
+  return std::max<int64_t>(1, ceil_div(all, parts));
+}
+
 void Qconv::cut_pieces() {
+  chunk_pixels_ = chunk_pixels();
   for (size_t r = 0; r < regions_.size(); r++) {
-    const int64_t pixels = regions_[r].pixels(), parts = std::min(ceil_div(pixels, kChunkPixels), kMostPieces);
+    const int64_t pixels = regions_[r].pixels(), parts = std::min(ceil_div(pixels, chunk_pixels_), kMostPieces);
     for (int64_t part = 0; part < parts; part++) {
       const int64_t first = part_begin(pixels, parts, part), end = part_begin(pixels, parts, part + 1);
       pieces_.push_back({&regions_[r], taken_[r].data(), static_cast<int64_t>(r), first, end - first});
@@ -125,12 +141,13 @@ void Qconv::cut_pieces() {
   std::stable_sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) { return a.count < b.count; });
 }
 
-// Panels share a chunk while their weights fit the cache together, pixels as many as make finding them cheap.
-void Qconv::cut_chunks() {
-  int64_t pixels = kChunkPixels;
+// Panels share a chunk while their weights fit the cache together. A thread is given a part of the picture, which it has
+// in its cache from the operator before, or where there is more of the weights than of the pictures a part of the weights.
+void Qconv::cut_chunks(int threads) {
+  int64_t pixels = chunk_pixels_;
   for (size_t p = 0; p < pieces_.size(); p++) {
     pixels += pieces_[p].count;
-    if (pixels <= kChunkPixels) continue;
+    if (pixels <= chunk_pixels_) continue;
     chunk_begins_.push_back(p);
     pixels = pieces_[p].count;
   }
@@ -140,6 +157,9 @@ void Qconv::cut_chunks() {
   const int64_t panel_bytes = depth_.taps * depth_.padded * kernel_.columns * kernel_.element_bytes;
   panel_parts_ = ceil_div(panels, std::max<int64_t>(1, kPanelBytes / panel_bytes));
   panel_parts_ = std::min(panels, std::max(panel_parts_, ceil_div(kLeastChunks, std::max<int64_t>(1, row_parts_))));
+  const bool even = panels % threads == 0 || panels >= 4 * threads;
+  const bool by_rows = !even || panel_bytes * panels <= extents_.inputs[0] + extents_.output;
+  row_groups_ = by_rows ? std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, row_parts_)) : 1;
 }
 
 void Qconv::measure_scratch() {
@@ -166,7 +186,12 @@ void Qconv::run(const RunContext& context) const {
 }
 
 void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) const {
-  const int64_t row_part = chunk % row_parts_, panel_part = chunk / row_parts_;
+  int64_t group = 0;
+  while (chunk >= part_begin(row_parts_, row_groups_, group + 1) * panel_parts_) group++;
+  const int64_t first_row = part_begin(row_parts_, row_groups_, group);
+  const int64_t rows = part_begin(row_parts_, row_groups_, group + 1) - first_row;
+  const int64_t row_part = first_row + (chunk - first_row * panel_parts_) % rows;
+  const int64_t panel_part = (chunk - first_row * panel_parts_) / rows;
   const Piece* pieces = pieces_.data() + chunk_begins_[row_part];
   const int64_t piece_count = chunk_begins_[row_part + 1] - chunk_begins_[row_part];
   uint8_t* scratch = context.scratch + thread * context.scratch_stride;

@@ -18,6 +18,7 @@ constexpr Row<const QdwconvKernel*> kRows[] = {
 };
 
 constexpr int64_t kChunkBytes = 16384;  // of the output: some microseconds
+constexpr int64_t kLeastChunks = 8;     // where there are lines for them: threads end together
 
 class Qdwconv final : public Op {
  public:
@@ -57,7 +58,7 @@ void Qdwconv::run(const RunContext& context) const {
   const int64_t lines = int64_t{args_.batch} * args_.out_height;
   const int64_t line_bytes = int64_t{args_.out_width} * args_.out_channels;
   if (lines * line_bytes == 0) return;
-  const int64_t lines_a_chunk = std::max<int64_t>(1, kChunkBytes / line_bytes);
+  const int64_t lines_a_chunk = std::max<int64_t>(1, std::min(kChunkBytes / line_bytes, lines / kLeastChunks));
   context.pool->parallel((lines + lines_a_chunk - 1) / lines_a_chunk, [&](int64_t chunk, int thread) {
     uint8_t* scratch = context.scratch + thread * context.scratch_stride;
     const int64_t end = std::min(lines, (chunk + 1) * lines_a_chunk);

@@ -16,6 +16,7 @@ constexpr Row<const SdwconvKernel*> kRows[] = {
 };
 
 constexpr int64_t kChunkFloats = 16384;  // of the output: some microseconds
+constexpr int64_t kLeastChunks = 8;  // where there are lines for them: threads end together
 
 class Sdwconv final : public Op {
  public:
@@ -75,7 +76,7 @@ void Sdwconv::run(const RunContext& context) const {
   const int64_t lines = int64_t{args_.batch} * args_.out_height;
   const int64_t line_floats = int64_t{args_.out_width} * args_.out_channels;
   if (lines * line_floats == 0) return;
-  const int64_t lines_a_chunk = std::max<int64_t>(1, kChunkFloats / line_floats);
+  const int64_t lines_a_chunk = std::max<int64_t>(1, std::min(kChunkFloats / line_floats, lines / kLeastChunks));
   context.pool->parallel((lines + lines_a_chunk - 1) / lines_a_chunk, [&](int64_t chunk, int thread) {
     const float** input = reinterpret_cast<const float**>(context.scratch + thread * context.scratch_stride);
     const int64_t end = std::min(lines, (chunk + 1) * lines_a_chunk);
