@@ -20,15 +20,15 @@ from qtool.errors import DataError
 from qtool.ir import DType
 from qtool.ops import Builder
 from qtool.quantize.data import open_data
-from qtool.recipe.schema import Backend, DataConfig
+from qtool.recipe.schema import Backend, DataConfig, Mode
 
 
-def single(op: str, shapes: list[tuple], *, params: int = 0, **attrs: object):
+def single(op: str, shapes: list[tuple], *, params: int = 0, outputs: int = 1, **attrs: object):
     """A graph of one operator; the last ``params`` inputs are constants."""
     b = Builder("one")
     inputs = [b.input(f"x{i}", shape) for i, shape in enumerate(shapes[: len(shapes) - params])]
     inputs += [b.param(f"p{i}", np.ones(s, np.float32)) for i, s in enumerate(shapes[len(shapes) - params :])]
-    return b.finish([b.node(op, inputs, name="y", **attrs)])
+    return b.finish(b.nodes(op, inputs, outputs, name="y", **attrs)[:1])
 
 
 # ---------------------------------------------------------------------------------------------------------------- turns
@@ -96,6 +96,13 @@ COSTS = [
     (single("linear", [("N", 7, 5), (3, 5)], params=1), 7 * 3 * 5),
     (single("matmul", [("N", 4, 5), ("N", 5, 6)]), 4 * 5 * 6),
     (single("matmul", [(5,), (5, 6)]), 5 * 6),
+    (single("lstm", [(7, "N", 3), (1, 20, 3), (1, 20, 5)], params=2, outputs=3, hidden_size=5), 7 * (20 * 3 + 20 * 5)),
+    (
+        single(
+            "gru", [(7, "N", 3), (2, 15, 3), (2, 15, 5)], params=2, outputs=2, hidden_size=5, direction="bidirectional"
+        ),
+        7 * 2 * (15 * 3 + 15 * 5),
+    ),
     (single("relu", [("N", 5)]), 0),
 ]
 
@@ -106,7 +113,7 @@ def test_products_are_counted(graph, macs, batch):
     shapes = concrete_shapes(
         graph, {n: tuple(batch if d == "N" else d for d in graph.values[n].shape) for n in graph.inputs}
     )
-    symbolic = "N" in graph.values[graph.inputs[0]].shape
+    symbolic = "N" in graph.values[graph.inputs[0]].shape  # wherever the batch stands
     assert macs_of(graph.nodes[0], shapes) == macs * (batch if symbolic else 1)
 
 
@@ -121,6 +128,14 @@ def test_bytes_inside_a_group_are_not_moved():
     assert cost_of(graph.with_outputs(("a", "r")), graph.nodes, shapes) == Cost(0, 4 * 16)
 
 
+def test_of_a_table_only_the_rows_that_are_asked_for_are_read():
+    b = Builder("words")
+    ids, table = b.input("ids", ("N", 3), DType.INT64), b.param("table", np.ones((1000, 8), np.float32))
+    graph = b.finish([b.node("embedding", [ids, table])])
+    shapes = concrete_shapes(graph, {"ids": (2, 3)})
+    assert cost_of(graph, graph.nodes, shapes) == Cost(0, 6 * 8 + 6 * 32 + 6 * 32)  # ids, rows, result
+
+
 # ---------------------------------------------------------------------------------------------------------------- bench
 
 
@@ -133,6 +148,29 @@ def test_a_quick_quantization_has_the_arithmetic_of_its_backend(backend):
     again = quantize_quickly(trained(), backend)
     for name, array in graph.initializers.items():
         np.testing.assert_array_equal(array, again.initializers[name])
+
+
+def test_the_batch_may_be_on_any_axis():
+    b = Builder("time first")
+    b.input("tokens", (35, "N"), DType.INT64)
+    graph = b.finish([b.node("relu", [b.input("x", ("T", "N"))], name="y")])
+    feeds = random_feeds(graph, batch=4)
+    assert {name: array.shape for name, array in feeds.items()} == {"tokens": (35, 4), "x": (4, 4)}
+
+
+def test_a_model_is_quantized_in_the_mode_that_it_names():
+    b = Builder("fc")
+    x = b.input("x", ("N", 6))
+    graph = b.finish([b.node("linear", [x, b.param("w", np.eye(5, 6, dtype=np.float32))], name="fc")])
+
+    def ops(meta: dict[str, str], mode: Mode | None = None) -> set[str]:
+        ((_, quantized),) = contenders([("f", replace(graph, meta=meta))], Backend.FBGEMM, EngineOptions(), mode)
+        return {node.op for node in quantized.graph.nodes}
+
+    static = {"quantize", "linear", "dequantize"}
+    assert ops({}) == static
+    assert ops({"mode": "dynamic"}) == ops({}, Mode.DYNAMIC) == {"linear_dynamic"}
+    assert ops({"mode": "dynamic"}, Mode.STATIC) == static
 
 
 def test_models_of_one_name_are_run_together():

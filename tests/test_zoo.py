@@ -166,3 +166,44 @@ def test_unfit_state_dicts(small, change, message):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ModelError, match=message):
         zoo.build(**arguments)
+
+
+# ------------------------------------------------------------------------------------------------------------ sequences
+
+
+@pytest.fixture(scope="module", params=zoo.sequence_names())
+def sequence(request):
+    return zoo.build(request.param, seed=2)
+
+
+SEQUENCE_FACTS = {
+    # nodes, parameters (torch's own figures for the same layers), input, output
+    "bert_base_layers": (23 * 12, 85_054_464, ("N", 128, 768), ("N", 128, 768)),
+    "lstm_lm": (6, 2 * 33278 * 512 + 33278 + 2 * 2_101_248, (35, "N"), (35, "N", 33278)),
+}
+
+
+def test_every_model_of_sequences(sequence):
+    verify(sequence)
+    check_types(sequence)
+    nodes, count, taken, given = SEQUENCE_FACTS[sequence.name]
+    assert len(sequence.nodes) == nodes
+    arrays = [array for key, array in sequence.initializers.items() if not key.endswith(".root")]
+    assert sum(array.size for array in arrays) == count
+    assert sequence.values[sequence.inputs[0]].shape == taken
+    assert sequence.values[sequence.outputs[0]].shape == given
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays)
+    assert sequence.meta == {"source": f"zoo:{sequence.name}", "seed": 2, "mode": "dynamic"}
+
+
+def test_weights_of_sequences_follow_from_the_seed(sequence):
+    again, other = (zoo.build(sequence.name, seed=seed) for seed in (2, 3))
+    for key, array in sequence.initializers.items():
+        np.testing.assert_array_equal(array, again.initializers[key])
+        assert np.ptp(array) == 0 or not np.array_equal(array, other.initializers[key])
+
+
+@pytest.mark.parametrize("choice", [{"image": 64}, {"classes": 3}, {"transform": True}, {"weights": {}}])
+def test_models_of_sequences_have_nothing_to_choose(choice):
+    with pytest.raises(ModelError, match=f"got {next(iter(choice))}, expected only a seed"):
+        zoo.build("lstm_lm", **choice)

@@ -18,7 +18,7 @@ from qtool.errors import QtoolError
 from qtool.ir import Array, Graph, Node, body_path
 from qtool.quantize.api import quantize
 from qtool.quantize.prepare import PrepareOptions
-from qtool.recipe.presets import get_default_qconfig
+from qtool.recipe.presets import get_default_dynamic_qconfig, get_default_qconfig
 from qtool.recipe.schema import Backend, Mode, ObserverConfig, QConfig
 
 SCHEMA = "qtool.bench/2"
@@ -109,11 +109,14 @@ class BenchResult:
         return asdict(self)
 
 
-def contenders(models: Sequence[tuple[str, Graph]], backend: Backend, engine: EngineOptions) -> list[list[Contender]]:
+def contenders(
+    models: Sequence[tuple[str, Graph]], backend: Backend, engine: EngineOptions, mode: Mode | None = None
+) -> list[list[Contender]]:
     """The models, given as (source, graph), sorted into groups that are to be run in turns: those of one graph's name.
 
-    A float model that comes without a quantized one gets one: the backend's default qconfig, calibrated on a few random
-    inputs. That is right for timing and for nothing else.
+    A float model that comes without a quantized one gets one, in ``mode`` or in that which its own ``meta`` names (the
+    zoo's models of sequences are dynamic): the backend's default qconfig, calibrated on a few random inputs. That is
+    right for timing and for nothing else.
     """
     groups: dict[str, list[Contender]] = {}
     for source, graph in models:
@@ -122,13 +125,20 @@ def contenders(models: Sequence[tuple[str, Graph]], backend: Backend, engine: En
     for group in groups.values():
         group.sort(key=lambda contender: contender.precision)
         if all(contender.precision == "float32" for contender in group):
-            quantized = quantize_quickly(group[0].graph, backend, engine)
+            graph = group[0].graph
+            usual = Mode.DYNAMIC if graph.meta.get("mode") == Mode.DYNAMIC.value else Mode.STATIC
+            quantized = quantize_quickly(graph, backend, engine, mode or usual)
             group.append(Contender("quantized here", "int8", quantized))
     return list(groups.values())
 
 
-def quantize_quickly(graph: Graph, backend: Backend, engine: EngineOptions = EngineOptions()) -> Graph:
-    """The graph in int8, calibrated on a few random inputs with min_max observers."""
+def quantize_quickly(
+    graph: Graph, backend: Backend, engine: EngineOptions = EngineOptions(), mode: Mode = Mode.STATIC
+) -> Graph:
+    """The graph in int8: calibrated on a few random inputs with min_max observers, or quantized at run time with one
+    weight scale a channel."""
+    if mode is Mode.DYNAMIC:
+        return quantize(graph, {"": get_default_dynamic_qconfig(True)}, options=PrepareOptions(mode, backend)).graph
     default = get_default_qconfig(backend)
     activation = default.activation
     quick = ObserverConfig("min_max", activation.dtype, activation.scheme, activation.reduce_range)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qtool.errors import DataError
-from qtool.ir import Array, Dim, DType, Graph
+from qtool.ir import Array, Dim, Graph
 
 LEAST_ROUNDS = 5
 OTHER_SIZE = 128
@@ -80,25 +80,33 @@ def time_interleaved(
     return tuple(Timing(tuple(taken)) for taken in samples)
 
 
+BATCH = "N"
+"""What graphs call the size of their batch, on whichever axis it is."""
+
+
 def random_feeds(graph: Graph, batch: int = 1, seed: int = 0) -> dict[str, Array]:
     """One set of inputs: standard normal floats, zeros for other types, which are indices.
 
-    A first size that is only known at run time, and others of the same name, are ``batch``; the rest of those are 128.
-    DataError where a model takes batches of another size.
+    A size called ``N``, a first size that is only known at run time, and others of the same name, are ``batch``; the
+    rest of those are 128. DataError where a model takes batches of another size.
     """
+    values = [graph.values[name] for name in graph.inputs]
+    symbols = {BATCH, *(value.shape[0] for value in values if value.shape)}
+    for value in values:
+        first = value.shape[0] if value.shape and BATCH not in value.shape else batch
+        if batch != 1 and isinstance(first, int) and first != batch:
+            raise DataError(f"input '{value.name}' takes batches of exactly {first}; {batch} were asked for")
+    shapes = {v.name: tuple(_size(dim, batch if dim in symbols else OTHER_SIZE) for dim in v.shape) for v in values}
+    return random_arrays({value.name: np.empty(shapes[value.name], value.dtype.numpy) for value in values}, seed)
+
+
+def random_arrays(like: Mapping[str, Array], seed: int = 0) -> dict[str, Array]:
+    """As ``random_feeds``, of the shapes and element types of other arrays."""
     rng = np.random.default_rng(seed)
-    symbols = {value.shape[0] for name in graph.inputs if (value := graph.values[name]).shape}
-    feeds: dict[str, Array] = {}
-    for name in graph.inputs:
-        value = graph.values[name]
-        if batch != 1 and value.shape and isinstance(value.shape[0], int) and value.shape[0] != batch:
-            raise DataError(f"input '{name}' takes batches of exactly {value.shape[0]}; {batch} were asked for")
-        shape = tuple(_size(dim, batch if dim in symbols else OTHER_SIZE) for dim in value.shape)
-        if value.dtype is DType.FLOAT32:
-            feeds[name] = rng.standard_normal(shape, np.float32)
-        else:
-            feeds[name] = np.zeros(shape, value.dtype.numpy)
-    return feeds
+    return {
+        name: rng.standard_normal(array.shape, np.float32) if array.dtype == np.float32 else np.zeros_like(array)
+        for name, array in like.items()
+    }
 
 
 def _size(dim: Dim, unknown: int) -> int:

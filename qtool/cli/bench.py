@@ -26,6 +26,11 @@ PEERS = ("onnxruntime", "openvino", "torch")
     show_default=True,
     help="The int8 arithmetic of models that are quantized here.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(("static", "dynamic")),
+    help="How models are quantized here; the zoo's models of sequences dynamic, all others static if not given.",
+)
 @click.option("--batch", type=click.IntRange(1, 1 << 20), default=1, show_default=True, help="Samples an inference.")
 @click.option(
     "--seconds", type=click.FloatRange(0, 3600, min_open=True), default=2.0, show_default=True, help="For each row."
@@ -43,9 +48,9 @@ PEERS = ("onnxruntime", "openvino", "torch")
 def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **options: Any) -> None:
     """Measure the latency of models in float32 and int8, in turns; zoo:resnet18 and zoo:mobilenet_v2 if none is given.
 
-    A float MODEL is also quantized with the backend's default qconfig, calibrated on random inputs: right for timing,
-    and for nothing else. Models of one name, such as a float file and what was quantized from it, are run in turns.
-    Inputs are random; sizes other than the batch that are only known at run time are 128.
+    A float MODEL is also quantized, by default with the backend's default qconfig, calibrated on random inputs: right
+    for timing, and for nothing else. Models of one name, such as a float file and what was quantized from it, are run
+    in turns. Inputs are random; sizes other than the batch that are only known at run time are 128.
 
     With --peer, other engines run the same models in the same turns, each by the fastest of its own ways: ONNX Runtime
     from an ONNX file (QDQ), dynamic models also by its quantize_dynamic; OpenVINO quantized by NNCF, or from the QDQ
@@ -58,11 +63,12 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
       qtool bench float.npz quant.npz --threads 2 --batch 16
       qtool bench zoo:resnet18 --per-op
       qtool bench model.onnx --peer onnxruntime
+      qtool bench zoo:lstm_lm mlp.npz --mode dynamic
       qtool bench zoo:resnet18 --peer onnxruntime --peer openvino --peer torch
     """
     from qtool.analysis.bench import SCHEMA, BenchOptions, contenders, run_bench
     from qtool.pipeline import load_model
-    from qtool.recipe.schema import Backend
+    from qtool.recipe.schema import Backend, Mode
 
     loaded = []
     with shared.progress("load", len(models or DEFAULTS)) as progress:
@@ -72,8 +78,8 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
     wanted = BenchOptions(
         Backend(backend), options["batch"], options["seconds"], per_op=options["per_op"], peers=options["peers"]
     )
-    engine, results = shared.engine, []
-    for group in contenders(loaded, wanted.backend, engine):
+    engine, results, mode = shared.engine, [], Mode(options["mode"]) if options["mode"] else None
+    for group in contenders(loaded, wanted.backend, engine, mode):
         with shared.progress(f"time {group[0].graph.name}", 100) as progress:
             result = run_bench(group, wanted, engine, progress)
         results.append(result)

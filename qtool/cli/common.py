@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXIT_ERROR, EXIT_GATE, EXIT_INTERRUPTED = 1, 3, 130
 ISAS = ("scalar", "avx2", "avx512vnni", "amx")
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
-ZOO_NAMES = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3")
+ZOO_NAMES = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3", "bert_base_layers", "lstm_lm")
 """The library's names, said again: options must be known without importing what they are about."""
 
 PIPE_COLUMNS = 120

@@ -40,14 +40,15 @@ def command(shared: Shared, name: str | None, output: Path | None, weights: Path
 
 
 def _list(shared: Shared) -> None:
-    from qtool.zoo import ZOO
+    from qtool.zoo import SEQUENCES, ZOO
 
+    images = [(name, f"3 x {entry.image} x {entry.image}", entry.summary) for name, entry in ZOO.items()]
+    rows = images + [(name, entry.input, entry.summary) for name, entry in SEQUENCES.items()]
     if shared.json:
-        shared.emit({"schema": "qtool.zoo/1", "models": {name: entry.summary for name, entry in ZOO.items()}})
+        shared.emit({"schema": "qtool.zoo/1", "models": {name: summary for name, _, summary in rows}})
         return
     from qtool.cli.render import table
 
-    rows = [(name, f"3 x {entry.image} x {entry.image}", entry.summary) for name, entry in ZOO.items()]
     shared.show(table("zoo", ("name", "input", "what"), rows))
 
 

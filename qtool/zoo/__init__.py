@@ -1,4 +1,4 @@
-"""Known architectures as graph builders, with the module names and state-dict keys of torchvision."""
+"""Known architectures as graph builders; image classifiers have the module names and keys of torchvision."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from qtool.zoo.googlenet import googlenet
 from qtool.zoo.inception_v3 import inception_v3
 from qtool.zoo.mobilenet_v2 import mobilenet_v2
 from qtool.zoo.resnet import resnet18, resnet50
+from qtool.zoo.sequence import bert_base_layers, lstm_lm
 
 DEFAULT_CLASSES = 1000
 
@@ -50,9 +51,29 @@ ZOO: Mapping[str, Architecture] = {
 }
 
 
+@dataclass(frozen=True)
+class SequenceModel:
+    """A model of sequences, made for measuring: random weights only, quantized at run time unless told otherwise."""
+
+    build: Callable[[int], Graph]
+    summary: str
+    input: str
+
+
+SEQUENCES: Mapping[str, SequenceModel] = {
+    "bert_base_layers": SequenceModel(bert_base_layers, "encoder layers of BERT-base, random weights", "128 x 768"),
+    "lstm_lm": SequenceModel(lstm_lm, "LSTM word language model, random weights", "35 words"),
+}
+
+
 def names() -> tuple[str, ...]:
-    """The architectures that ``build`` knows."""
+    """The image classifiers that ``build`` knows."""
     return tuple(ZOO)
+
+
+def sequence_names() -> tuple[str, ...]:
+    """The models of sequences that ``build`` knows."""
+    return tuple(SEQUENCES)
 
 
 def build(
@@ -64,16 +85,24 @@ def build(
     image: int | None = None,
     transform: bool = False,
 ) -> Graph:
-    """An image classifier: input ``x`` (N, 3, image, image) in float32, output the logits (N, classes).
+    """A model of the zoo; its ``meta`` names the mode that it is usually quantized in, where that is not static.
+
+    An image classifier: input ``x`` (N, 3, image, image) in float32, output the logits (N, classes).
 
     ``weights`` is a state dict by torchvision's keys; without it, weights are random, decided by ``seed`` alone.
     ``classes`` is by default as many as the weights have, 1000 without them. ``image`` is the side of the input, by
     default the architecture's own (224, inception_v3 299). ``transform`` puts torchvision's ``transform_input`` before
     googlenet and inception_v3, as their pretrained weights want it.
 
-    Raises ModelError for an unknown name, for keys that are missing, unexpected or of the wrong shape, and for an image
-    too small for the architecture.
+    A model of sequences, see ``sequence.py``, has nothing but its seed to choose.
+
+    Raises ModelError for an unknown name, for choices that a model does not have, for keys that are
+    missing, unexpected or of the wrong shape, and for an image too small for the architecture.
     """
+    if name in SEQUENCES:
+        _refuse_choices(name, weights=weights, classes=classes, image=image, transform=transform or None)
+        graph = SEQUENCES[name].build(seed)
+        return replace(graph, meta={"source": f"zoo:{name}", "seed": seed, "mode": "dynamic"})
     architecture = _find(name)
     if transform and not architecture.transforms:
         raise ModelError(f"{name} has no input transform; only googlenet and inception_v3 have one")
@@ -86,12 +115,18 @@ def build(
     return replace(fill.from_state(graph, weights, architecture.training_only), meta={"source": f"zoo:{name}"})
 
 
+def _refuse_choices(name: str, **choices: object) -> None:
+    given = [choice for choice, value in choices.items() if value is not None]
+    if given:
+        raise ModelError(f"{name} has random weights and one size; got {', '.join(given)}, expected only a seed")
+
+
 def _find(name: str) -> Architecture:
     if name in ZOO:
         return ZOO[name]
-    near = difflib.get_close_matches(name, ZOO, 1)
+    near = difflib.get_close_matches(name, (*ZOO, *SEQUENCES), 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ModelError(f"the zoo has no {name!r}; expected one of {', '.join(ZOO)}{hint}")
+    raise ModelError(f"the zoo has no {name!r}; expected one of {', '.join((*ZOO, *SEQUENCES))}{hint}")
 
 
 def _class_count(architecture: Architecture, weights: Mapping[str, Array] | None, classes: int | None) -> int:

@@ -91,30 +91,31 @@ def _sample_images(graph: Graph, seed: int) -> Array:
     """White noise and pictures of rectangles, whose edges, flat parts and colours are much as a photograph's."""
     _, channels, image, _ = (int(n) if isinstance(n, int) else 0 for n in graph.values[graph.inputs[0]].shape)
     side = max(round(min(image, 299) * SAMPLE_SHARE), min(image, 96))
-    stream = _stream(seed, "images")
-    images = stream.standard_normal((SAMPLES, channels, side, side))
-    pictures = [_rectangles(stream, channels, side) for _ in range(SAMPLES - 1)]
+    drawn = stream(seed, "images")
+    images = drawn.standard_normal((SAMPLES, channels, side, side))
+    pictures = [_rectangles(drawn, channels, side) for _ in range(SAMPLES - 1)]
     images[1:] = 0.1 * images[1:] + pictures
     return images.astype(np.float32)
 
 
-def _rectangles(stream: np.random.Generator, channels: int, side: int) -> Array:
+def _rectangles(drawn: np.random.Generator, channels: int, side: int) -> Array:
     """The dead leaves model: sizes follow a power law, later ones cover earlier ones; colours are mostly grey."""
     picture = np.zeros((channels, side, side))
     for _ in range(RECTANGLES):
-        height, width = np.minimum(stream.pareto(1.0, 2) * 0.05 * side + 1, side).astype(int)
-        top, left = stream.integers(0, side, 2)
-        colour = stream.normal(0.0, 1.0) + stream.normal(0.0, 0.3, (channels, 1, 1))
+        height, width = np.minimum(drawn.pareto(1.0, 2) * 0.05 * side + 1, side).astype(int)
+        top, left = drawn.integers(0, side, 2)
+        colour = drawn.normal(0.0, 1.0) + drawn.normal(0.0, 0.3, (channels, 1, 1))
         picture[:, top : top + height, left : left + width] = colour
     return picture
 
 
-def _stream(seed: int, key: str) -> np.random.Generator:
+def stream(seed: int, key: str) -> np.random.Generator:
+    """The random stream of one array."""
     return np.random.default_rng([seed, zlib.crc32(key.encode())])
 
 
 def _normal(graph: Graph, key: str, seed: int, deviation: float) -> Array:
-    drawn = _stream(seed, key).standard_normal(graph.initializers[key].shape, np.float32)
+    drawn = stream(seed, key).standard_normal(graph.initializers[key].shape, np.float32)
     return np.asarray(drawn * np.float32(deviation))
 
 
@@ -131,8 +132,8 @@ def _fill_batch_norm(_: Graph, node: Node, x: Array, seed: int) -> dict[str, Arr
     drawn = {
         mean: x.mean((0, 2, 3), np.float64),
         variance: x.var((0, 2, 3), np.float64),
-        weight: _stream(seed, weight).uniform(0.6, 1.4, channels),
-        bias: _stream(seed, bias).normal(0.5, 0.4, channels),
+        weight: stream(seed, weight).uniform(0.6, 1.4, channels),
+        bias: stream(seed, bias).normal(0.5, 0.4, channels),
     }
     return {key: array.astype(np.float32) for key, array in drawn.items()}
 
@@ -141,7 +142,7 @@ def _fill_linear(graph: Graph, node: Node, x: Array, seed: int) -> dict[str, Arr
     """Logits with a deviation of about 2; the bias takes away what all images share, as training would."""
     weight, bias = node.inputs[1:3]
     matrix = _normal(graph, weight, seed, 2 / float(np.sqrt(x.var(0).sum())))
-    shift = _stream(seed, bias).normal(0.0, 0.1, len(matrix)) - matrix @ x.mean(0)
+    shift = stream(seed, bias).normal(0.0, 0.1, len(matrix)) - matrix @ x.mean(0)
     return {weight: matrix, bias: shift.astype(np.float32)}
 
 

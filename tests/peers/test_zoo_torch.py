@@ -112,3 +112,56 @@ def test_random_batch_norm_statistics_hold_on_other_images(name):
     assert max(ratios) < 10
     assert 1 < logits.std() < 20
     assert np.abs(logits[0] - logits[1]).max() > 1
+
+
+# ------------------------------------------------------------------------------------------------------------ sequences
+
+
+def test_bert_layers_equal_those_of_torch():
+    graph = zoo.build("bert_base_layers", seed=1)
+    arrays = graph.initializers
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", layer_norm_eps=1e-12, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False).eval()
+    places = {
+        "self_attn.out_proj": "attention.output.dense",
+        "norm1": "attention.output.LayerNorm",
+        "linear1": "intermediate.dense",
+        "linear2": "output.dense",
+        "norm2": "output.LayerNorm",
+    }
+    state = {}
+    for index in range(12):
+        ours, theirs = f"encoder.layer.{index}", f"layers.{index}"
+        for kind in ("weight", "bias"):
+            joined = [arrays[f"{ours}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            state[f"{theirs}.self_attn.in_proj_{kind}"] = torch.from_numpy(np.concatenate(joined))
+            for place, name in places.items():
+                state[f"{theirs}.{place}.{kind}"] = torch.from_numpy(arrays[f"{ours}.{name}.{kind}"].copy())
+    encoder.load_state_dict(state, strict=True)
+    x = np.random.default_rng(0).standard_normal((1, 128, 768), np.float32)
+    with torch.inference_mode():
+        expected = encoder(torch.from_numpy(x)).numpy()
+    assert_agree(reference.run(graph, {"x": x})[graph.outputs[0]], expected)
+
+
+def test_lstm_lm_equals_that_of_torch():
+    graph = zoo.build("lstm_lm", seed=1)
+    arrays = graph.initializers
+    rnn = nn.LSTM(512, 512, 2)
+    for index in range(2):
+        b = np.split(arrays[f"rnn.{index}.b"][0], 2)
+        for key, array in {
+            "weight_ih": arrays[f"rnn.{index}.w"][0],
+            "weight_hh": arrays[f"rnn.{index}.r"][0],
+            "bias_ih": b[0],
+            "bias_hh": b[1],
+        }.items():
+            gates = np.split(array, 4)  # ONNX: input, output, forget, cell; PyTorch: input, forget, cell, output
+            getattr(rnn, f"{key}_l{index}").data = torch.from_numpy(np.concatenate([gates[g] for g in (0, 2, 3, 1)]))
+    tokens = np.random.default_rng(0).integers(0, 33278, (35, 2))
+    weight, bias, table = (
+        torch.from_numpy(arrays[key]) for key in ("decoder.weight", "decoder.bias", "encoder.weight")
+    )
+    with torch.inference_mode():
+        expected = nn.functional.linear(rnn(table[torch.from_numpy(tokens)])[0], weight, bias).numpy()
+    assert_agree(reference.run(graph, {"tokens": tokens})[graph.outputs[0]], expected)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qtool.analysis.latency import random_feeds
+from qtool.analysis.latency import random_arrays
 from qtool.exporters import export_onnx
 from qtool.ir import Array, Graph
 
@@ -41,13 +41,9 @@ class Job:
         """Whether activations are quantized at run time, in some layer at least."""
         return any(node.op.endswith("_dynamic") for node in self.graph.nodes)
 
-    @property
-    def batch(self) -> int:
-        return len(next(iter(self.feeds.values())))
-
     def calibration(self) -> list[dict[str, Array]]:
         """Inputs of the same shapes, for engines that calibrate."""
-        return [random_feeds(self.graph, self.batch, seed) for seed in range(CALIBRATION_BATCHES)]
+        return [random_arrays(self.feeds, seed) for seed in range(CALIBRATION_BATCHES)]
 
     def file(self, folder: Path) -> Path:
         """The graph as ONNX: the ``.onnx`` file that it came from, or what ``qtool export`` makes of it."""
