@@ -44,6 +44,15 @@ def test_dtln(tmp_path):
     assert [precision[name] for name in ("lstm_4", "lstm_5", "dense_2")] == ["int8 dynamic"] * 3
 
 
+def test_silero_vad(tmp_path):
+    """The LSTM of the branch that runs is quantized; every frame's probability of speech stays close."""
+    code, report = quantized("silero_vad.yaml", "silero_vad.onnx", tmp_path)
+    assert code == 0
+    assert report["accuracy"]["n"] == 1875
+    assert list(report["accuracy"]["outputs"]) == ["output"]
+    assert 0 < report["accuracy"]["quant"] <= 0.02
+
+
 def test_a_gate_that_is_missed(tmp_path):
     code, report = quantized("dtln.yaml", "dtln_model_1.onnx", tmp_path, "evaluation.batches=50", "gates.min_metric=60")
     assert code == 3
