@@ -49,6 +49,7 @@ class Kind(enum.IntEnum):
     SSOFTMAX = 14
     SLAYERNORM = 15
     RECURRENT = 16
+    SMATMUL = 17
 
 
 class Binary(enum.IntEnum):
@@ -241,6 +242,24 @@ class RowsArgs(Args):
     _fields_: ClassVar = [*_longs("rows"), *_ints("n"), *_floats("eps"), *_pointers("scale shift")]
 
 
+class MatmulArgs(Args):
+    c_name = "qt_matmul_args"
+    _fields_: ClassVar = [
+        ("batch", c_int64 * 4),
+        *_longs("rows inner columns"),
+        ("a_batch", c_int64 * 4),
+        *_longs("a_row a_inner a_offset"),
+        ("b_batch", c_int64 * 4),
+        *_longs("b_inner b_column b_offset"),
+        ("mask_batch", c_int64 * 4),
+        *_longs("mask_row mask_offset"),
+        ("y_batch", c_int64 * 4),
+        *_longs("y_row"),
+        *_floats("scale"),
+        *_ints("mask"),
+    ]
+
+
 class Recurrent(enum.IntEnum):
     LSTM = 0
     GRU = 1
@@ -306,5 +325,6 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.SSOFTMAX: RowsArgs,
     Kind.SLAYERNORM: RowsArgs,
     Kind.RECURRENT: RecurrentArgs,
+    Kind.SMATMUL: MatmulArgs,
 }
 """The argument structure of each kind of operator."""

@@ -7,7 +7,7 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY and PERMUTE exactly; for any other operator they need that slack too.
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE and SMATMUL exactly; any other operator needs that slack there too.
 // The output of LUT, SUNARY, QBINARY, SBINARY and SAFFINE may be the very bytes of their first input; every other output
 // must lie apart from the inputs.
 #ifndef QTOOL_H_
@@ -58,7 +58,8 @@ enum qt_op_kind {
   QT_OP_SSOFTMAX = 14,       // qt_rows_args: softmax over rows of n float32
   QT_OP_SLAYERNORM = 15,     // qt_rows_args
   QT_OP_RECURRENT = 16,      // qt_recurrent_args: float32; in: x [, lengths] [, initial h] [, initial c]
-  QT_OP_COUNT = 17,
+  QT_OP_SMATMUL = 17,        // qt_matmul_args: float32; in: a, b [, mask]
+  QT_OP_COUNT = 18,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -213,6 +214,18 @@ typedef struct qt_rows_args {
   const float* scale;  // layer norm, [n] or NULL
   const float* shift;
 } qt_rows_args;
+
+// y[n, m, o] = scale * (sum over k of a[n, m, k] * b[n, k, o]) + mask[n, m, o] for every n of four axes. Strides and
+// offsets are in floats and not negative; the columns o of y and mask are contiguous, and no two places of y the same.
+typedef struct qt_matmul_args {
+  int64_t batch[4], rows, inner, columns;
+  int64_t a_batch[4], a_row, a_inner, a_offset;
+  int64_t b_batch[4], b_inner, b_column, b_offset;
+  int64_t mask_batch[4], mask_row, mask_offset;
+  int64_t y_batch[4], y_row;
+  float scale;
+  int32_t mask;  // 1 where it is given
+} qt_matmul_args;
 
 enum qt_recurrent_kind { QT_LSTM = 0, QT_GRU = 1, QT_RNN = 2 };
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from qtool.engine.lowering.accumulate import lower_accumulate, lower_linear_dynamic, lower_matmul
+from qtool.engine.lowering.accumulate import lower_accumulate, lower_linear_dynamic
 from qtool.engine.lowering.binary import lower_binary
 from qtool.engine.lowering.groups import ACCUMULATING, Group, alone, make_groups
 from qtool.engine.lowering.layout import Layout
+from qtool.engine.lowering.matmul import lower_matmul
 from qtool.engine.lowering.move import (
     lower_cat,
     lower_identity,

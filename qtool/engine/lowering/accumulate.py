@@ -174,18 +174,3 @@ def lower_linear_dynamic(segment: Segment, group: Group) -> None:
     )
     read = segment.read(node.inputs[0], Layout.PLAIN)
     segment.emit(Kind.QLINEAR_DYNAMIC, (read,), segment.write(node.outputs[0], Layout.PLAIN), args)
-
-
-def lower_matmul(segment: Segment, group: Group) -> None:
-    """A product with a constant matrix on the right is a linear layer."""
-    source, node = segment.source, group.host
-    source.need_float(*node.inputs, *node.outputs)
-    a, b = (segment.shape(name) for name in node.inputs)
-    source.constant(node.inputs[1], "right side")
-    if len(b) != 2 or len(a) < 2:
-        raise Unsupported(f"a product of shapes {a} and {b}")
-    fields = product_fields(math.prod(a[:-1]), b[0], b[1])
-    weight = arranged(source, node.inputs[1], "transposed", np.transpose)
-    args = abi.make(abi.ConvArgs, weight=weight, out_min_f=-INFINITY, out_max_f=INFINITY, **fields)
-    read = segment.read(node.inputs[0], Layout.PLAIN)
-    segment.emit(Kind.SCONV, (read,), segment.write(node.outputs[0], Layout.PLAIN), args)

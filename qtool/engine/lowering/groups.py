@@ -5,6 +5,7 @@
     conv -> add(., y) -> relu     a residual, added as the two nodes would: for int8, to the rounded result of the conv
     add -> relu                   bounds of the result
     sigmoid -> hardswish          (int8) one table
+    matmul -> mul -> add(., mask) -> permute    (two activations, float) a factor, a mask, another order of the axes
 
 Everything here keeps the bits of the nodes run one by one.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qtool.engine.lowering.layout import Sizes, dims_of
 from qtool.engine.lowering.segment import Source
 from qtool.engine.lowering.table import byte_table
 from qtool.engine.tables import Table
@@ -25,7 +27,7 @@ from qtool.ops import attrs_of
 JOIN = " + "
 """Between the names of nodes that run as one, in a profile."""
 ACCUMULATING = ("conv1d", "conv2d", "linear")
-HOSTS = (*ACCUMULATING, "add", "sub", "mul", "div")
+HOSTS = (*ACCUMULATING, "add", "sub", "mul", "div", "matmul")
 BOUNDS = ("relu", "relu6", "hardtanh", "clamp")
 INFINITY = float("inf")
 Interval = tuple[float, float]
@@ -38,7 +40,8 @@ class Group:
     """A host and the nodes it takes over, in execution order.
 
     The result of the host is bounded by ``bounds`` (bytes for int8), then ``add`` adds the value ``residual``, then
-    ``add_bounds`` and the table ``lut`` follow. A host that is itself a table of bytes is in ``lut``.
+    ``add_bounds`` and the table ``lut`` follow. A host that is itself a table of bytes is in ``lut``. A product of two
+    activations is multiplied by ``factor`` before the add, and behind it its axes are put in the order ``dims``.
     """
 
     nodes: tuple[Node, ...]
@@ -47,6 +50,8 @@ class Group:
     residual: str = ""
     add_bounds: Interval = REALS
     lut: Table | None = None
+    factor: float = 1.0
+    dims: Sizes | None = None
 
     @property
     def host(self) -> Node:
@@ -100,12 +105,40 @@ def _taken_over(source: Source, group: Group, node: Node) -> Group | None:
     quantized = source.qparams(node.outputs[0]) is not None
     if quantized != (source.qparams(group.output) is not None) or _has_hardswish(group):
         return None
+    if group.host.op == "matmul":
+        return _with_product_end(source, group, node)
     if node.op in BOUNDS and not quantized:
         return _bounded(group, node, _real_bounds(node))
     table = byte_table(source, node) if quantized else None
     if table is not None:
         return _with_table(group, node, table)
     return _with_residual(source, group, node) if node.op == "add" else None
+
+
+def _with_product_end(source: Source, group: Group, node: Node) -> Group | None:
+    """A factor, then a mask, then an order of the axes behind a float product of two activations."""
+    if source.qparams(group.output) is not None or group.host.inputs[1] in source.constants or group.dims is not None:
+        return None
+    shape = source.shapes[group.output]
+    nodes = (*group.nodes, node)
+    if node.op in ("permute", "transpose"):
+        dims = dims_of(node, len(shape))
+        flat = any(len(source.shapes[name]) < 2 for name in group.host.inputs)
+        return None if flat or dims[-1] != len(shape) - 1 else replace(group, nodes=nodes, dims=dims)
+    others = [name for name in node.inputs if name != group.output]
+    if node.op not in ("mul", "div", "add") or len(others) != 1 or source.shapes[node.outputs[0]] != shape:
+        return None
+    if node.op == "add":
+        other = source.shapes[others[0]]
+        fits = bool(other) and other[-1] == shape[-1] and attrs_of(node).activation == "none"
+        fits = fits and source.value(others[0]).qparams is None and group.add is None
+        return replace(group, nodes=nodes, add=node, residual=others[0]) if fits else None
+    number = source.constants.get(others[0])
+    if number is None or number.size != 1 or group.add is not None or node.inputs[0] != group.output:
+        return None
+    with np.errstate(all="ignore"):
+        factor = group.factor * (1 / float(number.item()) if node.op == "div" else float(number.item()))
+    return replace(group, nodes=nodes, factor=factor) if 1e-30 < abs(factor) < 1e30 else None
 
 
 def _has_hardswish(group: Group) -> bool:

@@ -6,6 +6,9 @@ import enum
 import math
 from collections.abc import Sequence
 
+from qtool.ir import Node
+from qtool.ops import attrs_of
+
 Sizes = tuple[int, ...]
 
 
@@ -43,3 +46,14 @@ def permutation(shape: Sizes, source: Sequence[int], target: Sequence[int]) -> t
     if before == after:
         return None
     return tuple(shape[axis] for axis in before), tuple(before.index(axis) for axis in after)
+
+
+def dims_of(node: Node, rank: int) -> Sizes:
+    """The order in which a permute or transpose puts the axes of its input."""
+    attrs = attrs_of(node)
+    if node.op == "permute":
+        return tuple(dim % rank for dim in attrs.dims)
+    dims = list(range(rank))
+    first, second = attrs.dim0 % rank, attrs.dim1 % rank
+    dims[first], dims[second] = second, first
+    return tuple(dims)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
 from qtool.engine.lowering.groups import Group
-from qtool.engine.lowering.layout import Layout, Sizes, permutation
-from qtool.engine.lowering.segment import Segment, Unsupported
+from qtool.engine.lowering.layout import Layout, Sizes, dims_of, permutation
+from qtool.engine.lowering.segment import MAX_RANK, Segment, Unsupported
+from qtool.engine.lowering.view import View, dense
 from qtool.engine.tables import Table, requantize_table
 from qtool.ir import Node
 from qtool.native import Kind, abi
@@ -27,7 +29,12 @@ def lower_reshape(segment: Segment, group: Group) -> None:
     """flatten, reshape, squeeze and unsqueeze: another shape for the same row-major bytes."""
     node = group.host
     _same_parameters(segment, node)
-    segment.alias(node.outputs[0], Layout.PLAIN, segment.read(node.inputs[0], Layout.PLAIN, direct=True))
+    x, out = node.inputs[0], node.outputs[0]
+    view = segment.view(x).reshaped(segment.shape(x), segment.shape(out)) if segment.is_view(x) else None
+    if view is None:
+        segment.alias(out, Layout.PLAIN, segment.read(x, Layout.PLAIN, direct=True))
+    else:
+        segment.later(out, Layout.PLAIN, lambda: segment.read(x, Layout.PLAIN, direct=True), view)
 
 
 def _same_parameters(segment: Segment, node: Node) -> None:
@@ -44,7 +51,10 @@ def lower_permute(segment: Segment, group: Group) -> None:
     _same_parameters(segment, node)
     x, out = node.inputs[0], node.outputs[0]
     shape = segment.shape(x)
-    dims = _dims(node, len(shape))
+    dims = dims_of(node, len(shape))
+    if segment.is_view(x):
+        _permute_view(segment, node, dims)
+        return
     changes = []
     for origin in segment.layouts(x):
         for target in Layout:
@@ -52,22 +62,45 @@ def lower_permute(segment: Segment, group: Group) -> None:
             change = permutation(shape, origin.axes(len(shape)), wanted)
             changes.append((change is not None, target is not segment.wants(out), origin, target, change))
     _, _, origin, target, change = min(changes, key=lambda entry: entry[:2])
+    if change is not None and len(change[0]) > MAX_RANK:
+        raise Unsupported(f"a permutation of rank {len(change[0])}")
     read = segment.read(x, origin, direct=True)
     if change is None:
         segment.alias(out, target, read)
     else:
-        item = segment.source.value(x).dtype.numpy.itemsize
-        segment.permute(read, segment.write(out, target), item, change)
+        view = _view_in(segment, x, origin).permuted(dims)
+        segment.later(out, target, lambda: _permuted(segment, out, read, change), view)
 
 
-def _dims(node: Node, rank: int) -> Sizes:
-    attrs = attrs_of(node)
-    if node.op == "permute":
-        return tuple(dim % rank for dim in attrs.dims)
-    dims = list(range(rank))
-    first, second = attrs.dim0 % rank, attrs.dim1 % rank
-    dims[first], dims[second] = second, first
-    return tuple(dims)
+def _permuted(segment: Segment, out: str, buffer: int, change: tuple[Sizes, Sizes]) -> int:
+    target = segment.buffer(segment.sizes[buffer])
+    segment.permute(buffer, target, segment.source.value(out).dtype.numpy.itemsize, change)
+    return target
+
+
+def _permute_view(segment: Segment, node: Node, dims: Sizes) -> None:
+    """A permutation of what is only a view so far is one too; in memory it is made from the whole, or from that."""
+    x, out = node.inputs[0], node.outputs[0]
+    shape, view = segment.shape(out), segment.view(x).permuted(dims)
+    item = segment.source.value(x).dtype.numpy.itemsize
+    whole = view.permutation(shape) if math.prod(shape) * item == segment.sizes[view.buffer] else None
+    change = permutation(segment.shape(x), range(len(dims)), dims)
+
+    def make() -> int:
+        if whole is not None:
+            return _permuted(segment, out, view.buffer, whole)
+        read = segment.read(x, Layout.PLAIN, direct=True)
+        return read if change is None else _permuted(segment, out, read, change)
+
+    segment.later(out, Layout.PLAIN, make, view)
+
+
+def _view_in(segment: Segment, name: str, layout: Layout) -> View:
+    """A value that lies whole in a buffer, in a layout."""
+    shape = segment.shape(name)
+    axes = layout.axes(len(shape))
+    steps = dict(zip(axes, dense(layout.sizes(shape)), strict=True))
+    return View(segment.read(name, layout, direct=True), tuple(steps[axis] for axis in range(len(shape))))
 
 
 def lower_cat(segment: Segment, group: Group) -> None:
@@ -122,11 +155,18 @@ def _cut(segment: Segment, node: Node, ranges: list[tuple[int, int, int]]) -> No
     """Every output is a range of the input along one axis."""
     _same_parameters(segment, node)
     x = node.inputs[0]
-    layout = segment.layouts(x)[0]
-    read = segment.read(x, layout, direct=True)
+    layout = Layout.PLAIN if segment.is_view(x) else segment.layouts(x)[0]
+    whole = segment.view(x) if segment.is_view(x) else _view_in(segment, x, layout)
     for out, along in zip(node.outputs, ranges, strict=True):
-        part = Part(segment, out, along, layout)
-        segment.emit(Kind.COPY, (read,), segment.write(out, layout), part.copied_from(x))
+        args = Part(segment, out, along, layout).copied_from(x)
+        segment.later(out, layout, partial(_copied, segment, (x, out), layout, args), whole.cut(*along[:2]))
+
+
+def _copied(segment: Segment, names: tuple[str, str], layout: Layout, args: abi.CopyArgs) -> int:
+    x, out = names
+    read, target = segment.read(x, layout, direct=True), segment.write(out, layout)
+    segment.emit(Kind.COPY, (read,), target, args)
+    return target
 
 
 class Part:

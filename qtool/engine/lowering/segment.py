@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qtool.engine.lowering.layout import Layout, Sizes, layouts_agree, permutation
+from qtool.engine.lowering.view import View, dense
 from qtool.engine.requantize import Arithmetic, arithmetic_of
 from qtool.ir import Array, DType, Graph, QParams, Value
 from qtool.native import Kind, abi, supports
@@ -113,6 +114,7 @@ class Segment:
         self.bindings: dict[int, Binding] = {}
         self._forms: dict[str, dict[Layout, int]] = {}
         self._later: dict[str, tuple[Layout, Callable[[], int]]] = {}
+        self._views: dict[str, View] = {}
 
     # ---- what lowering asks ------------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class Segment:
     def read(self, name: str, layout: Layout, *, direct: bool = False) -> int:
         """The buffer of a value in a layout, brought there if need be.
 
-        ``direct`` is for operators that read exactly what they are given (quantize, dequantize, copy, permute): the
+        ``direct`` is for operators that read exactly what they are given (quantize, copy, permute, matmul ...): the
         others may read past the end, and get arrays of the caller as copies in the arena.
         """
         layout = self._canonical(name, layout)
@@ -153,9 +155,22 @@ class Segment:
         self._forms.setdefault(name, {})[self._canonical(name, layout)] = buffer
         return buffer
 
-    def later(self, name: str, layout: Layout, make: Callable[[], int]) -> None:
-        """Says how a value is made, in a layout and a buffer that ``make`` gives, should anybody read it."""
+    def later(self, name: str, layout: Layout, make: Callable[[], int], view: View | None = None) -> None:
+        """Says how a value is made, in a layout and a buffer that ``make`` gives, should anybody read it; and where it
+        lies without that."""
         self._later[name] = (layout, make)
+        if view is not None:
+            self._views[name] = view
+
+    def view(self, name: str) -> View:
+        """Where a value lies, for operators that read by strides, and exactly; not copied if that can be."""
+        if self.is_view(name):
+            return self._views[name]
+        return View(self.read(name, Layout.PLAIN, direct=True), dense(self.shape(name)))
+
+    def is_view(self, name: str) -> bool:
+        """Whether a value only lies inside of another one, so far."""
+        return name in self._later and name in self._views
 
     def buffer(self, size: int) -> int:
         self.sizes.append(size)

@@ -42,7 +42,8 @@ static inline __attribute__((always_inline)) void finish(const SconvTile& tile, 
     UNROLL for (int r = 0; r < R; ++r) {
       const int64_t at = r * tile.pitch + v * kLanes;
       __m256 y = _mm256_add_ps(sum[r][v], bias);
-      if (tile.residual != nullptr) y = _mm256_add_ps(y, _mm256_maskload_ps(tile.residual + at, lanes));
+      const float* residual = tile.residual + r * tile.residual_pitch + v * kLanes;
+      if (tile.residual != nullptr) y = _mm256_add_ps(y, _mm256_maskload_ps(residual, lanes));
       y = _mm256_min_ps(high, _mm256_max_ps(low, y));  // in this order NaN passes
       if (left >= kLanes) {  // masked stores are slow on AMD
         _mm256_storeu_ps(tile.out + at, y);

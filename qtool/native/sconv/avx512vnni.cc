@@ -40,7 +40,8 @@ static inline __attribute__((always_inline)) void finish(const SconvTile& tile, 
     UNROLL for (int r = 0; r < R; ++r) {
       const int64_t at = r * tile.pitch + v * kLanes;
       __m512 y = _mm512_add_ps(sum[r][v], bias);
-      if (tile.residual != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, tile.residual + at));
+      const float* residual = tile.residual + r * tile.residual_pitch + v * kLanes;
+      if (tile.residual != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, residual));
       y = _mm512_min_ps(high, _mm512_max_ps(low, y));  // in this order NaN passes
       _mm512_mask_storeu_ps(tile.out + at, lanes, y);
     }

@@ -20,7 +20,7 @@ void run(const SconvTile& tile) {
     for (int c = 0; c < kColumns && !tile.last; ++c) partial[c] = sum[c];
     for (int c = 0; c < tile.columns && tile.last; ++c) {
       float y = sum[c] + tile.bias[c];
-      if (tile.residual != nullptr) y += tile.residual[row * tile.pitch + c];
+      if (tile.residual != nullptr) y += tile.residual[row * tile.residual_pitch + c];
       y = y < tile.low ? tile.low : y;  // these two let NaN pass
       tile.out[row * tile.pitch + c] = y > tile.high ? tile.high : y;
     }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/rows.h"
+#include "sconv/matmul.h"
 #include "sconv/pixels.h"
 #include "sconv/shape.h"
 
@@ -184,7 +185,7 @@ void Sconv::run_panel(const Job& job, const Panel& panel) const {
   tile.vectors = panel.vectors;
   tile.columns = panel.columns;
   tile.bias = panel.bias;
-  tile.pitch = args_.out_channels;
+  tile.pitch = tile.residual_pitch = args_.out_channels;
   tile.low = args_.out_min_f;
   tile.high = args_.out_max_f;
   for (const Block& block : blocks_) {
@@ -214,6 +215,9 @@ bool is_depthwise(const qt_conv_args& a) {
 }  // namespace
 
 std::unique_ptr<Op> make_sconv(const qt_op& op, const MakeContext& context) {
+  if (op.kind == QT_OP_SMATMUL) {
+    return make_smatmul(*static_cast<const qt_matmul_args*>(op.args), select_row(kRows, context));
+  }
   const qt_conv_args& args = *static_cast<const qt_conv_args*>(op.args);
   check_sconv(args);
   const bool named = context.kernel != nullptr;

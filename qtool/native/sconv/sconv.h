@@ -34,9 +34,9 @@ struct SconvTile {
   int columns;             // channels to write, at most width; only the last vector may be partly used
   // Of the last block:
   const float* bias;       // [width]
-  const float* residual;   // as out, or NULL
+  const float* residual;   // row r, channel c at residual[r * residual_pitch + c], or NULL
   float* out;              // row r, channel c at out[r * pitch + c]
-  int64_t pitch;
+  int64_t pitch, residual_pitch;
   float low, high;
 };
 
