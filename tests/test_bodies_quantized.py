@@ -1,130 +1,38 @@
-"""Layers in the bodies of control flow are quantized as any other: rules, calibration, int8, files, reports."""
+"""Layers in bodies of control flow are quantized as any other: near the float results, the same bits everywhere."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-
-from qtool.engine.session import Session
-from qtool.ir import DType, Graph, bodies_by_path
-from qtool.ir.npz import load, save
-from qtool.ops import Builder
-from qtool.quantize.api import Quantized, quantize
-from qtool.quantize.prepare import PrepareOptions
-from qtool.recipe.presets import PRESETS
-from qtool.recipe.schema import Backend, Mode
-
-FBGEMM, QNNPACK, ONEDNN, ACCURATE, DYNAMIC = (
-    PRESETS[name].qconfig for name in ("fbgemm", "qnnpack", "onednn", "accurate", "per_channel_dynamic")
+from body_cases import (
+    DYNAMIC,
+    FBGEMM,
+    GRAPHS,
+    MODES,
+    feeds_of,
+    if_graph,
+    int8_layers,
+    layer,
+    loop_graph,
+    quantized,
+    weights,
 )
 
-
-def weights(*shape: int) -> np.ndarray:
-    rng = np.random.default_rng(shape)
-    return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-
-
-def layer(b: Builder, name: str, x: str, size: int = 8) -> str:
-    with b.scope(name):
-        return b.node("linear", [x, b.param("weight", weights(size, size)), b.param("bias", weights(size, 1)[:, 0])])
-
-
-def branch(name: str, convolves: bool) -> Graph:
-    """(x, w) -> conv or two linear layers and a relu, and a product with what is captured."""
-    b = Builder(name)
-    x, w = b.input("x", ("N", 8)), b.input("w", (8, 8))
-    if convolves:
-        with b.scope("conv"):
-            y = b.node("unsqueeze", [x], dim=1)
-            y = b.node("conv1d", [y, b.param("weight", weights(4, 1, 3))], padding=((1, 1),))
-            y = b.node("mean", [y], dim=(1,))
-    else:
-        y = layer(b, "fc2", b.node("relu", [layer(b, "fc1", x)]))
-    y = b.node("linear", [y, w], "shared")
-    return b.finish([b.node("relu", [y])])
-
-
-def if_graph() -> Graph:
-    b = Builder("choices")
-    x, cond = b.input("x", ("N", 8)), b.input("cond", (), DType.BOOL)
-    w = b.param("w", weights(8, 8))
-    x = layer(b, "head", x)
-    bodies = {"then_branch": branch("then", True), "else_branch": branch("else", False)}
-    (y,) = b.nodes("if", [cond, x, w], 1, "choice", graphs=bodies)
-    return b.finish([layer(b, "tail", y)])
-
-
-def loop_body(inner: bool = False) -> Graph:
-    """h = tanh(fc(h)) each turn, or an ``if`` on whether the turn is the first one; rows of a captured product."""
-    b = Builder("turn")
-    turn, going = b.input("turn", (), DType.INT64), b.input("going", (), DType.BOOL)
-    h, w = b.input("h", ("N", 8)), b.input("w", (8, 8))
-    if inner:
-        first = b.node("equal", [turn, b.param("zero", np.array(0, np.int64))])
-        bodies = {"then_branch": branch("then", True), "else_branch": branch("else", False)}
-        (h,) = b.nodes("if", [first, h, w], 1, "choice", graphs=bodies)
-    h = b.node("tanh", [layer(b, "fc", h)], "new")
-    return b.finish([b.node("identity", [going], "again"), h, b.node("linear", [h, w], "row")])
-
-
-def loop_graph(inner: bool = False) -> Graph:
-    b = Builder("turns")
-    x, trips = b.input("x", ("N", 8)), b.input("trips", (), DType.INT64)
-    w = b.param("w", weights(8, 8))
-    outputs = b.nodes("loop", [trips, "", x, w], 2, "turns", graphs={"body": loop_body(inner)}, carried=1)
-    return b.finish(outputs)
-
-
-def scan_graph() -> Graph:
-    """A cell of a recurrent net: h = tanh(fc(x) + rec(h)), and h is given for each element."""
-    b = Builder("cell")
-    h, x = b.input("h", ("N", 8)), b.input("x", ("N", 8))
-    new = b.node("tanh", [b.node("add", [layer(b, "fc", x), layer(b, "rec", h)])], "new")
-    body = b.finish([new, b.node("identity", [new], "seen")])
-    b = Builder("sequence")
-    inputs = [b.input("h", ("N", 8)), b.input("xs", ("T", "N", 8))]
-    return b.finish(b.nodes("scan", inputs, 2, "scan", graphs={"body": body}, num_scan_inputs=1, states=1))
-
-
-def feeds_of(graph: Graph, seed: int, **fixed) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    made = {"x": rng.standard_normal((4, 8)), "h": np.zeros((4, 8)), "xs": rng.standard_normal((5, 4, 8))}
-    found: dict[str, np.ndarray] = {name: made[name].astype(np.float32) for name in graph.inputs if name in made}
-    if "cond" in graph.inputs:
-        found["cond"] = np.array(fixed.get("cond", seed % 2 == 0))
-    if "trips" in graph.inputs:
-        found["trips"] = np.array(fixed.get("trips", 3), np.int64)
-    return found
-
-
-GRAPHS = {"if": if_graph, "loop": loop_graph, "if in loop": lambda: loop_graph(inner=True), "scan": scan_graph}
-MODES = {
-    "fbgemm": (FBGEMM, PrepareOptions(Mode.STATIC, Backend.FBGEMM)),
-    "qnnpack": (QNNPACK, PrepareOptions(Mode.STATIC, Backend.QNNPACK)),
-    "onednn": (ONEDNN, PrepareOptions(Mode.STATIC, Backend.ONEDNN)),
-    "accurate": (ACCURATE, PrepareOptions(Mode.STATIC, Backend.FBGEMM)),
-    "dynamic": (DYNAMIC, PrepareOptions(Mode.DYNAMIC, Backend.FBGEMM)),
-}
-
-
-def quantized(graph: Graph, mode: str = "fbgemm", **options) -> Quantized:
-    qconfig, prepared = MODES[mode]
-    batches = [feeds_of(graph, seed) for seed in range(6)]
-    return quantize(graph, {"": qconfig}, batches, prepared, **options)
-
-
-def int8_layers(graph: Graph) -> set[str]:
-    """Where the graph has int8 arithmetic, bodies included."""
-
-    def found(one: Graph, path: str) -> set[str]:
-        own = {
-            f"{path}{node.name}"
-            for node in one.nodes
-            if node.op != "quantize" and (node.op.endswith("_dynamic") or one.values[node.outputs[0]].qparams)
-        }
-        return own.union(*(found(body, f"{path}{inner}.") for inner, body in bodies_by_path(one).items()))
-
-    return found(graph, "")
+from qtool.engine.session import BodySession, Engine, Session
+from qtool.errors import DataError, QuantizationError
+from qtool.ir import DType, Graph, bodies_by_path
+from qtool.ir.npz import load, save
+from qtool.ops import Builder, check_types
+from qtool.passes import clean, optimize
+from qtool.quantize.api import quantize
+from qtool.quantize.calibrate import calibrate
+from qtool.quantize.prepare import PrepareOptions, prepare
+from qtool.recipe.presets import PRESETS
+from qtool.recipe.schema import Backend, Mode, Rule
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -167,3 +75,185 @@ def test_a_debug_graph_gives_the_same_bits_in_dynamic_mode():
         feeds = feeds_of(graph, 20)
         for name, array in made.run(feeds).items():
             assert np.array_equal(debug.run(feeds)[name], array), kind
+
+
+def test_constants_move_into_the_bodies_that_read_them():
+    graph = clean(if_graph())
+    (node,) = (node for node in graph.nodes if node.op == "if")
+    assert len(node.inputs) == 2
+    assert all(body.inputs == ("x",) and "w" in body.initializers for body in node.graphs.values())
+    check_types(graph)
+    for cond in (True, False):
+        feeds = feeds_of(graph, 3, cond=cond)
+        np.testing.assert_array_equal(Session(graph).run(feeds)["tail"], Session(if_graph()).run(feeds)["tail"])
+
+
+def test_a_body_of_any_size_keeps_its_input():
+    b = Builder("body")
+    x, w = b.input("x", ("N", 8)), b.input("w", ("M", 8))
+    body = b.finish([b.node("add", [b.node("sum", [x]), b.node("sum", [w])])])
+    b = Builder("any")
+    inputs = [b.input("cond", (), DType.BOOL), b.input("x", ("N", 8)), b.param("w", weights(5, 8))]
+    graph = clean(b.finish(b.nodes("if", inputs, 1, "choice", graphs={"then_branch": body, "else_branch": body})))
+    assert graph.nodes[0].inputs[-1] == "w"
+
+
+def test_every_turn_is_observed():
+    """The range of what is carried is that of all turns of all batches, not of the last ones."""
+    graph = loop_graph()
+    batches = [feeds_of(graph, seed, trips=trips) for seed, trips in ((0, 2), (1, 5))]
+    prepared = prepare(graph, [Rule("", PRESETS["default"].qconfig)], PrepareOptions())
+    seen = calibrate(prepared, batches).bodies["turns.body"].ranges["h"]
+    states = []
+    for feeds in batches:
+        for trips in range(int(feeds["trips"])):
+            states.append(Session(graph).run({**feeds, "trips": np.array(trips, np.int64)})["turns.0"])
+    lowest, highest = min(a.min() for a in states), max(a.max() for a in states)
+    np.testing.assert_allclose((seen.low, seen.high), (lowest, highest), rtol=1e-5)
+
+
+def test_a_body_that_never_ran_stays_in_float():
+    graph = if_graph()
+    batches = [feeds_of(graph, seed, cond=True) for seed in range(4)]
+    made = quantize(graph, {"": FBGEMM}, batches)
+    (warning,) = [text for text in made.calibrated.warnings if "never run" in text]
+    assert warning.startswith("if 'choice': its body 'else_branch' was never run in calibration, so 3 layers stay")
+    reasons = {fallback.node: fallback.reason for fallback in made.calibrated.prepared.all_fallbacks}
+    assert reasons["choice.else_branch.fc1"] == "its body was never run in calibration"
+    bodies = bodies_by_path(made.graph)
+    assert bodies["choice.then_branch"].backend == "fbgemm"
+    assert bodies["choice.else_branch"].backend == ""
+    names = int8_layers(made.graph)
+    assert "choice.then_branch.conv" in names
+    assert not any("else_branch" in name for name in names)
+    feeds = feeds_of(graph, 30, cond=False)
+    real, quant = (Session(g).run(feeds)["tail"] for g in (graph, made.graph))
+    assert 0 < np.linalg.norm(real - quant) < 0.1 * np.linalg.norm(real)
+
+
+def test_dynamic_layers_of_a_body_that_never_ran_are_quantized_all_the_same():
+    graph = if_graph()
+    rules = {"": FBGEMM, "choice.else_branch.fc2": replace(DYNAMIC, mode=Mode.DYNAMIC)}
+    made = quantize(graph, rules, [feeds_of(graph, 0, cond=True)])
+    assert {name for name in int8_layers(made.graph) if "else_branch" in name} == {"choice.else_branch.fc2"}
+
+
+def test_a_loop_without_turns_leaves_nothing_to_quantize():
+    graph = loop_graph()
+    with pytest.raises(QuantizationError, match="nothing is left to quantize: loop 'turns': its body 'body' was never"):
+        quantize(graph, {"": FBGEMM}, [feeds_of(graph, 0, trips=0)])
+
+
+def test_nothing_is_said_of_bodies_where_nothing_needs_to_run():
+    assert quantize(if_graph(), {"": DYNAMIC}, (), MODES["dynamic"][1]).calibrated.warnings == ()
+
+
+def test_what_is_wrong_in_a_body_is_named():
+    graph = loop_graph()
+    feeds = feeds_of(graph, 0)
+    feeds["x"][1, 2] = np.inf
+    with pytest.raises(DataError, match="loop 'turns': calibration of the input 'h'"):
+        quantize(graph, {"": FBGEMM}, [feeds])
+    body = bodies_by_path(graph)["turns.body"]
+    body.initializers["fc.weight"][0, 0] = np.nan
+    with pytest.raises(QuantizationError, match=r"'fc.weight' of linear 'fc': 1 of 64 numbers are NaN"):
+        quantize(graph, {"": FBGEMM}, [feeds_of(graph, 0)])
+
+
+def test_biases_are_corrected_in_bodies():
+    graph, options = loop_graph(), PrepareOptions(Mode.STATIC, Backend.FBGEMM)
+    plain, corrected = (
+        quantize(graph, {"": replace(FBGEMM, bias_correction=on)}, [feeds_of(graph, 1)], options)
+        for on in (False, True)
+    )
+    means = corrected.calibrated.bodies["turns.body"].means
+    assert means["h"].shape == (8,)
+    bodies = [bodies_by_path(made.graph)["turns.body"].initializers for made in (plain, corrected)]
+    assert "fc.bias.corrected" in bodies[1]
+    shift = bodies[1]["fc.bias.corrected"] - bodies[0]["fc.bias"]
+    assert 0 < np.abs(shift).max() < 0.1
+
+
+def test_bodies_run_in_native_code(need_native):
+    """In float and in int8, each operator under its own name."""
+    graph = if_graph()
+    for one in (optimize(graph), quantized(graph).graph):
+        session, feeds = Session(one), feeds_of(graph, 2, cond=True)
+        rows = {name: row.kernel for row in session.profile(feeds) for name in row.node.split(" + ")}
+        assert rows["choice"] == "control"
+        kernels = {name: kernel for name, kernel in rows.items() if name.startswith("choice.then_branch.")}
+        assert kernels["choice.then_branch.conv"] not in ("reference", "control")
+        assert "else_branch" not in "".join(rows)
+        on_reference = {name for name, kernel in kernels.items() if kernel == "reference"}
+        assert on_reference == {name for name in session.fallbacks if name.startswith("choice.then_branch.")}
+
+
+def collecting() -> Graph:
+    """A loop that appends its turn to what it carries, which is empty at first."""
+    b = Builder("body")
+    turn, going = b.input("turn", (), DType.INT64), b.input("going", (), DType.BOOL)
+    rows, x = b.input("rows", ("R", 8)), b.input("x", (1, 8))
+    grown = b.node("cat", [rows, layer(b, "fc", x)], "grown", dim=0)
+    body = b.finish([b.node("identity", [going], "again"), grown])
+    assert turn
+    b = Builder("collecting")
+    rows, x, trips = b.input("rows", ("R", 8)), b.input("x", (1, 8)), b.input("trips", (), DType.INT64)
+    return b.finish(b.nodes("loop", [trips, "", rows, x], 1, "turns", graphs={"body": body}, carried=1))
+
+
+def run_from_nothing(graph: Graph, engine: Engine = "auto") -> np.ndarray:
+    """Three turns of the loop's body, the first of them on no rows."""
+    (node,) = graph.nodes
+    session = BodySession(node.graphs["body"], engine=engine)
+    rows, x = np.zeros((0, 8), np.float32), feeds_of(if_graph(), 0)["x"][:1]
+    for turn in range(3):
+        feeds = {"turn": np.array(turn, np.int64), "going": np.array(True), "rows": rows, "x": x}
+        rows = session.run(feeds)["grown"]
+    return rows
+
+
+def test_a_body_may_meet_arrays_without_elements():
+    """Shapes grow with each turn, from none."""
+    graph = collecting()
+    rows = run_from_nothing(graph)
+    assert rows.shape == (3, 8)
+    np.testing.assert_allclose(rows, run_from_nothing(graph, "reference"), rtol=1e-5, atol=1e-6)
+
+
+SILERO = Path(os.environ.get("QTOOL_TEST_DATA", "/nonexistent")) / "speech" / "silero_vad.onnx"
+
+
+@pytest.mark.skipif(not SILERO.is_file(), reason="QTOOL_TEST_DATA holds no speech")
+@pytest.mark.parametrize(("mode", "backend"), [("dynamic", "qnnpack"), ("dynamic", "fbgemm"), ("static", "onednn")])
+def test_silero(mode: str, backend: str):
+    """Its layers are all in an ``if`` on the sample rate; the state is carried from chunk to chunk."""
+    pytest.importorskip("onnx")
+    from qtool.pipeline import load_model
+
+    graph = load_model(SILERO)
+    rng = np.random.default_rng(0)
+    loud = 10 ** rng.uniform(-3, -0.5, (30, 1, 1))  # silence, noise and bursts
+    chunks = (loud * rng.standard_normal((30, 1, 576))).astype(np.float32)
+
+    def states(session: Session) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+        state, found = np.zeros((2, 1, 128), np.float32), []
+        for chunk in chunks:
+            feeds = {"input": chunk, "state": state, "sr": np.array(16000, np.int64)}
+            result = session.run(feeds)
+            state = result["stateN"]
+            found.append((feeds, result["output"]))
+        return found
+
+    real = states(Session(optimize(graph)))
+    rules = {"": DYNAMIC} if mode == "dynamic" else {"": PRESETS["onednn"].qconfig, "re:.*stft": None}
+    options = PrepareOptions(Mode(mode), Backend(backend))
+    made, debug = (
+        quantize(graph, rules, [feeds for feeds, _ in real], options, debug=debug).graph for debug in (False, True)
+    )
+    names = {name.rpartition("__")[2] for name in int8_layers(made) if name.startswith("If_0.then_branch.")}
+    expected = {".decoder.rnn"} if mode == "dynamic" else {f"encoder.{n}.reparam_conv" for n in range(4)}
+    assert expected <= names
+    runs = zip(real, states(Session(made)), states(Session(debug)), strict=True)
+    for (_, probability), (_, got), (_, same) in runs:
+        assert np.abs(got - probability).max() < 0.02
+        assert np.array_equal(got, same)

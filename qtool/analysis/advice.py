@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from qtool.ir import Graph
+from qtool.ir import Graph, bodies_by_path
 from qtool.ops import QuantRule, get
 from qtool.passes import quantized_name
 from qtool.recipe.presets import get_preset
@@ -109,14 +109,24 @@ def _rule_key(quantized: Graph, row: LayerError) -> str:
     That is the one that makes the value, for a layer that only moves values the one that made them, and for a value
     that comes in from float its first reader.
     """
-    made = quantized.producers
-    node = next((n for n in quantized.nodes if n.name in (row.layer, quantized_name(row.layer))), None)
+    home, start = _home(quantized, row.layer)
+    layer, made = row.layer.removeprefix(start), home.producers
+    node = next((n for n in home.nodes if n.name in (layer, quantized_name(layer))), None)
     while node is not None and get(node.op).rule is QuantRule.SAME_AS_INPUT and node.inputs[0] in made:
         node = made[node.inputs[0]]
     if node is None or node.op != "quantize":
-        return row.layer if node is None else node.name
-    readers = quantized.consumers[node.outputs[0]]
-    return readers[0].name if readers else row.layer
+        return row.layer if node is None else f"{start}{node.name}"
+    readers = home.consumers[node.outputs[0]]
+    return f"{start}{readers[0].name}" if readers else row.layer
+
+
+def _home(graph: Graph, layer: str) -> tuple[Graph, str]:
+    """The graph that a row's layer is in, perhaps a body of control flow, and the path that its name begins with."""
+    for path, body in bodies_by_path(graph).items():
+        if layer.startswith(f"{path}."):
+            home, start = _home(body, layer.removeprefix(f"{path}."))
+            return home, f"{path}.{start}"
+    return graph, ""
 
 
 def _wide_clamps(quantized: Graph, outputs: Sequence[LayerError]) -> list[LayerError]:
@@ -172,9 +182,10 @@ def _is_accurate(quantized: Graph) -> bool:
 
 
 def _per_tensor(graph: Graph, layer: str) -> bool:
-    for node in graph.nodes:
+    home, start = _home(graph, layer)
+    for node in home.nodes:
         position = get(node.op).weight
-        if node.name == layer and position is not None:
-            qparams = graph.values[node.inputs[position]].qparams
+        if f"{start}{node.name}" == layer and position is not None:
+            qparams = home.values[node.inputs[position]].qparams
             return qparams is not None and qparams.axis is None
     return False

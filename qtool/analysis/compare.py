@@ -8,21 +8,22 @@ model's own input, the error of this layer alone).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from qtool.analysis.advice import Advice, LayerError, advise, worst_of
-from qtool.analysis.shadow import layer_twin, shadow_graph
+from qtool.analysis.shadow import layer_twin
+from qtool.analysis.shadows import Shadows, error_row
 from qtool.analysis.signal import Signal, pieces
 from qtool.engine.session import Session
 from qtool.errors import ModelError
-from qtool.ir import Array, Graph, Node, QParams, bodies_by_path, body_path
+from qtool.ir import Array, Graph, Node, QParams, all_bodies, bodies_by_path, body_path
 from qtool.ir.pieces import row_pieces
 from qtool.ops import get
-from qtool.passes import Fusion, float_names, fuse, lower_qdq, quantized_name
+from qtool.passes import Fusion, float_names, fuse, lower_qdq
 from qtool.quantize.data_state import State, run_step
 
 __all__ = ["Advice", "Comparison", "LayerError", "Pair", "compare", "compare_weights"]
@@ -39,6 +40,9 @@ class Comparison:
     ``model`` has a row for each output of the whole model. ``agreement`` is the share of samples for which both models
     choose the same class, where the first output is (samples, classes). ``samples`` is 0 where there were no data, and
     only ``weights`` is filled then.
+
+    ``bodies`` are those of control flow, whose layers are named with their paths and have no rows in ``outputs``: the
+    two models may run them at other times, or more often.
     """
 
     weights: tuple[LayerError, ...]
@@ -48,6 +52,7 @@ class Comparison:
     advice: tuple[Advice, ...]
     samples: int
     agreement: float | None = None
+    bodies: tuple[str, ...] = ()
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def compare_weights(pair: Pair) -> tuple[LayerError, ...]:
             real = pair.fused.initializers[float_names(pair.quantized)[value]]
             channels.append(_add_weight(signal, real, pair.quantized.initializers[value], qparams, axis))
         if channels:
-            rows.append(replace(_row(node, signal), channels_db=min(channels)))
+            rows.append(replace(error_row(node, signal), channels_db=min(channels)))
     for path, body in pair.bodies().items():
         rows += (replace(row, layer=body_path(path, row.layer)) for row in compare_weights(body))
     return _worst_first(rows)
@@ -189,7 +194,8 @@ def compare(
     weights = compare_weights(pair)
     outputs, shadow, model = suite.rows() if suite.samples else ((), (), ())
     advice = advise(pair.quantized, weights, outputs, shadow)
-    return Comparison(weights, outputs, shadow, model, advice, suite.samples, suite.agreement)
+    bodies = tuple(all_bodies(pair.quantized))
+    return Comparison(weights, outputs, shadow, model, advice, suite.samples, suite.agreement, bodies)
 
 
 class _Suite:
@@ -198,15 +204,14 @@ class _Suite:
     def __init__(self, pair: Pair, states: tuple[State, State], threads: int, isa: str | None) -> None:
         self._pair, self._states = pair, states
         self._twins = _activation_twins(pair)
-        shadowed = shadow_graph(pair.fused, pair.quantized)
-        self._shadow_twins = shadowed.twins
+        self._shadows = Shadows(pair.fused, pair.quantized, threads, isa)
         reals = tuple(dict.fromkeys([*self._twins.values(), *pair.fused.outputs]))
-        floats = [name for name in self._twins if name not in shadowed.graph.outputs]
-        graph = shadowed.graph.with_outputs((*shadowed.graph.outputs, *floats))
+        shadowed = self._shadows.graph
+        floats = [name for name in self._twins if name not in shadowed.outputs]
+        graph = shadowed.with_outputs((*shadowed.outputs, *floats))
         self._float = Session(pair.fused.with_outputs(reals), threads=threads, isa=isa)
-        self._quantized = Session(graph, threads=threads, isa=isa)
+        self._quantized = Session(graph, threads=threads, isa=isa, run_body=self._shadows.run_body)
         self._outputs = {name: Signal() for name in self._twins}
-        self._shadows = {name: _Shadow(pair.quantized.values[name].qparams) for name in shadowed.twins}
         self._model = {name: Signal() for name in pair.quantized.outputs}
         self._agreed = self._judged = 0
         self.samples = 0
@@ -218,8 +223,7 @@ class _Suite:
             qparams = self._pair.quantized.values[name].qparams
             for a, b in pieces(real[self._twins[name]], stored[name]):
                 signal.add(a, b if qparams is None else qparams.dequantize(b))
-        for name, shadow in self._shadows.items():
-            shadow.add(stored[self._shadow_twins[name]], stored[name])
+        self._shadows.add(stored)
         for name, signal in self._model.items():
             signal.add(real[name], stored[name])
         self._judge(real[self._pair.fused.outputs[0]], stored[self._pair.fused.outputs[0]])
@@ -228,10 +232,9 @@ class _Suite:
     def rows(self) -> tuple[tuple[LayerError, ...], tuple[LayerError, ...], tuple[LayerError, ...]]:
         """outputs, shadow and model."""
         producers = self._pair.quantized.producers
-        outputs = [_row(producers[name], signal) for name, signal in self._outputs.items()]
-        shadows = [shadow.row(producers[name]) for name, shadow in self._shadows.items()]
-        model = [_row(producers[name], signal, name) for name, signal in self._model.items() if name in producers]
-        return _worst_first(outputs), _worst_first(shadows), tuple(model)
+        outputs = [error_row(producers[name], signal) for name, signal in self._outputs.items()]
+        model = [error_row(producers[name], signal, name) for name, signal in self._model.items() if name in producers]
+        return _worst_first(outputs), _worst_first(self._shadows.rows()), tuple(model)
 
     @property
     def agreement(self) -> float | None:
@@ -243,46 +246,6 @@ class _Suite:
             self._judged += len(real)
 
 
-class _Shadow:
-    """The error of one layer, and what of it comes from rounding and clipping its output."""
-
-    def __init__(self, qparams: QParams | None) -> None:
-        self._qparams = qparams
-        self._all, self._rounding = Signal(), Signal()
-        self._clipped = self._count = 0
-
-    def add(self, twin: Array, stored: Array) -> None:
-        for real, quantized in pieces(twin, stored):
-            if self._qparams is None:
-                self._all.add(real, quantized)
-            else:
-                self._all.add(real, self._qparams.dequantize(quantized))
-                self._round(real, self._qparams)
-
-    def _round(self, real: Array, qparams: QParams) -> None:
-        low, high = (np.float32(q) for q in qparams.limits)
-        half = np.float32(0.5)
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._rounding.add(real, qparams.dequantize(qparams.quantize(real)))
-            ideal = real / qparams.scale[0] + np.float32(qparams.zero_point[0])
-        self._clipped += int(np.count_nonzero((ideal < low - half) | (ideal > high + half)))
-        self._count += real.size
-
-    def row(self, node: Node) -> LayerError:
-        if not self._count:
-            return _row(node, self._all)
-        error = self._all
-        return LayerError(
-            layer_name(node),
-            node.op,
-            error.sqnr_db,
-            error.max_error,
-            error.cosine,
-            self._rounding.sqnr_db,
-            self._clipped / self._count,
-        )
-
-
 def _activation_twins(pair: Pair) -> dict[str, str]:
     """Each value that a layer of the int8 graph makes -> the float graph's value it stands for."""
     reals = float_names(pair.quantized)
@@ -290,14 +253,5 @@ def _activation_twins(pair: Pair) -> dict[str, str]:
     return {name: reals.get(name, name) for name in made if reals.get(name, name) in pair.fused.values}
 
 
-def layer_name(node: Node) -> str:
-    """What a row calls a node: the name that a rule of the recipe can have, or the value that is quantized."""
-    return node.name.removesuffix(quantized_name("")) if node.op == "quantize" else node.name
-
-
-def _row(node: Node, signal: Signal, name: str = "") -> LayerError:
-    return LayerError(name or layer_name(node), node.op, signal.sqnr_db, signal.max_error, signal.cosine)
-
-
-def _worst_first(rows: Sequence[LayerError]) -> tuple[LayerError, ...]:
+def _worst_first(rows: Iterable[LayerError]) -> tuple[LayerError, ...]:
     return tuple(sorted(rows, key=worst_of))

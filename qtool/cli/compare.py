@@ -107,6 +107,9 @@ def _tables(found: Comparison, source: str, top: int) -> list[RenderableType]:
         parts.append(line(f"data: {plural(found.samples, 'sample')} of {source}"))
         for row in found.model:
             parts.append(line(f"output '{row.layer}': {decibels(row.sqnr_db)} dB, cosine {row.cosine:.5f}"))
+        if found.bodies:
+            text = "no rows in outputs: the models may run them at other times"
+            parts.append(line(f"layers in bodies of control flow have {text}"))
         if found.agreement is not None:
             parts.append(line(f"both models choose the same class for {percent(found.agreement)} of the samples"))
     parts += ["", *(advice_lines(found.advice) or [line("no layer is bad: there is nothing to change")])]

@@ -55,6 +55,15 @@ def bodies_by_path(graph: Graph) -> dict[str, Graph]:
     return {body_path(node.name, name): body for node in graph.nodes for name, body in node.graphs.items()}
 
 
+def all_bodies(graph: Graph) -> dict[str, Graph]:
+    """The bodies of the graph's nodes, and those within them."""
+    found: dict[str, Graph] = {}
+    for path, body in bodies_by_path(graph).items():
+        found[path] = body
+        found.update({body_path(path, inner): one for inner, one in all_bodies(body).items()})
+    return found
+
+
 def with_bodies(graph: Graph, rewrite: Callable[[Graph, str], Graph]) -> Graph:
     """The graph with each body rewritten; ``rewrite`` gets the body and its path, and sees to the bodies within."""
 

@@ -101,20 +101,21 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     return Matches(MappingProxyType(deciding), table)
 
 
-Rank = tuple[int, int]
-"""How specific a rule is for a node: its kind, and the length of the module path that it stands for."""
+Rank = tuple[int, int, int]
+"""How specific a rule is for a node: its kind, the length of the whole module path that it stands for, and how much of
+that it spells out."""
 
 
 def _test(rule: Rule) -> Callable[[Matchable], Rank | None]:
     """A function that gives the rule's rank for a node, None where it does not match it."""
     key = rule.key
     if not key:
-        return lambda node: (0, 0)  # noqa: ARG005 - it is for everything
+        return lambda node: (0, 0, 0)  # noqa: ARG005 - it is for everything
     if key.startswith(TYPE):
-        return lambda node: (1, 0) if node.op == key[len(TYPE) :] else None
+        return lambda node: (1, 0, 0) if node.op == key[len(TYPE) :] else None
     if key.startswith(REGEX):
         pattern = compiled(key, rule.where)
-        return lambda node: (2, 0) if any(map(pattern.match, _spellings(node))) else None
+        return lambda node: (2, 0, 0) if any(map(pattern.match, _spellings(node))) else None
     return lambda node: _path_rank(key, node)
 
 
@@ -128,7 +129,7 @@ def _spellings(node: Matchable) -> Iterator[str]:
 
 def _path_rank(key: str, node: Matchable) -> Rank | None:
     lengths = [length for level in _levels(node) for length in _lengths(key, *level)]
-    return (3, max(lengths)) if lengths else None
+    return (3, max(lengths), len(key)) if lengths else None
 
 
 def _levels(node: Matchable) -> Iterator[tuple[str, str, str]]:
