@@ -111,7 +111,7 @@ def test_names_on_the_command_line_are_those_of_the_library():
         (["bench", "--backend", "tpu"], "tpu"),
         (["bench", "--seconds", "0"], "seconds"),
         (["eval", "x.npz"], "--data"),
-        (["run", "x.npz"], "give either FILE.npz or --input"),
+        (["run", "x.npz"], "give either FILE.npz or --recipe, or --input"),
         (["compare", "a.npz"], "QUANT"),
         (["zoo", "resnet19"], "resnet19"),
         (["doctor", "--threads", "0"], "threads"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from data_samples import model
 
 import qtool
 from qtool.analysis.compare import compare
 from qtool.analysis.evaluate import measure_accuracy
 from qtool.analysis.inference import run_dataset
+from qtool.cli import cli
 from qtool.errors import DataError, RecipeError
 from qtool.ir import DType, Graph
 from qtool.ir.npz import load, save
@@ -183,6 +186,53 @@ def test_compare_carries_the_state_of_both(tmp_path):
     sessions = [qtool.Session(graph) for graph in (recurrent(), quant)]
     real, stored = (run_dataset(session, dataset(tmp_path))["y"] for session in sessions)
     assert {row.layer: row.max_error for row in found.model}["y"] == pytest.approx(np.abs(real - stored).max(), 1e-5)
+
+
+# ------------------------------------------------------------------------------------------- commands and their recipe
+
+
+def called(*words: str) -> dict:
+    result = CliRunner().invoke(cli, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_commands_take_the_data_of_a_recipe(tmp_path, monkeypatch):
+    report = quantized(tmp_path, metric="max_error")
+    monkeypatch.chdir(tmp_path)
+    models = ("float.npz", "quant.npz")
+    found = called("eval", *models, "--recipe", "recipe.yaml")
+    assert (found["metric"], found["n"]) == ("max_error", 20)
+    assert found["models"][1]["value"] == report.accuracy.quant
+    assert list(found["models"][1]["outputs"]) == ["y"]
+    assert called("eval", *models, "-r", "recipe.yaml", "--metric", "sqnr", "--batches", "7")["n"] == 7
+    assert called("eval", *models, "-r", "recipe.yaml", "--data", "d/1.npy")["n"] == 13
+
+    called("run", "quant.npz", "--recipe", "recipe.yaml", "-o", "out.npz")
+    expected = run_dataset(qtool.Session(load(report.output)), dataset(tmp_path))
+    with np.load("out.npz") as written:
+        assert np.array_equal(written["y"], expected["y"])
+    assert called("run", "quant.npz", "d/2.npy", "-r", "recipe.yaml")["outputs"][0]["shape"] == [7, SIZE]
+
+    assert called("compare", *models, "--recipe", "recipe.yaml")["samples"] == 20
+    assert called("compare", *models, "-r", "recipe.yaml", "--batch-size", "2", "--batches", "3")["samples"] == 6
+
+
+def test_compare_finds_the_data_that_the_file_records(tmp_path, monkeypatch):
+    quantized(tmp_path, "static")
+    monkeypatch.chdir(tmp_path)
+    found = called("compare", "float.npz", "quant.npz")
+    assert found["data"].endswith("d, the calibration data")
+    assert found["samples"] == 20
+
+
+def test_a_recipe_without_data(tmp_path, monkeypatch):
+    quantized(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none.yaml").write_text("model: float.npz\noutput: q.npz\nmode: dynamic\n")
+    result = CliRunner().invoke(cli, ["eval", "float.npz", "--recipe", "none.yaml"])
+    assert isinstance(result.exception, RecipeError)
+    assert "neither an evaluation nor a calibration block" in str(result.exception)
 
 
 # --------------------------------------------------------------------------------------------------- what does not fit

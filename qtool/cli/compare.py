@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.data import data_config, recipe_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from qtool.analysis.compare import Comparison, LayerError
     from qtool.ir import Graph
+    from qtool.recipe.schema import DataConfig
 
 BATCH, BATCHES = 8, 8
 """Activations of all layers are held for one batch, so that batches are small."""
@@ -23,8 +25,9 @@ BATCH, BATCHES = 8, 8
 @click.command("compare")
 @click.argument("float_model", metavar="FLOAT", type=ModelArgument())
 @click.argument("quant_model", metavar="QUANT", type=click.Path(path_type=Path))
+@recipe_option
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="An .npz, .npy, or a folder of them.")
-@click.option("--split", default="", help="The part of the data to use.")
+@click.option("--split", help="The part of the data to use.")
 @click.option("--batch-size", type=click.IntRange(1), default=BATCH, show_default=True, help="Samples a batch.")
 @click.option("--batches", type=click.IntRange(1), default=BATCHES, show_default=True, help="Number of batches.")
 @click.option("--weights-only", is_flag=True, help="Compare weights only; no data are needed.")
@@ -41,13 +44,15 @@ def command(shared: Shared, float_model: str, quant_model: Path, top: int, **dat
 
     Ratios are signal to quantization noise in dB: 20 is a tenth of the amplitude, 40 a hundredth.
 
-    Without --data the calibration data that QUANT records are used if they are still there, else random inputs.
+    Without --data and --recipe the calibration data that QUANT records are used if they are still there, else random
+    inputs.
 
     \b
     Examples:
       qtool compare float.npz quant.npz
       qtool compare float.npz quant.npz --data images.npz --split test --batches 16
       qtool compare float.npz quant.npz --weights-only --top 0
+      qtool compare vad.onnx vad.int8.npz --recipe vad.yaml --data speech.wav
     """
     from qtool.analysis.compare import compare
     from qtool.pipeline import load_model
@@ -70,15 +75,15 @@ def _batches(
 ) -> tuple[Iterable[Mapping[str, Any]], str, int]:
     """The batches, where they come from, and how many samples they hold."""
     from qtool.quantize.data import open_data
-    from qtool.recipe.schema import DataConfig
     from qtool.report.provenance import recorded_calibration
 
     if options["weights_only"]:
         if options["data"] is not None:
             raise click.UsageError("--weights-only uses no --data")
         return (), "none", 0
-    if options["data"] is not None:
-        config: DataConfig | None = DataConfig(options["data"], options["split"])
+    named = options["data"] is not None or options["recipe"] is not None
+    if named:
+        config: DataConfig | None = data_config(options["recipe"], data=options["data"], split=options["split"])
     elif options["split"]:
         raise click.UsageError("--split says which part of --data to use; give --data too")
     else:
@@ -87,7 +92,7 @@ def _batches(
         return _random(graphs[0], options), "random inputs, seed 0", options["batch_size"] * options["batches"]
     data = open_data(config.limited(options["batch_size"], options["batches"]), graphs[0])
     split = f" ({config.split})" if config.split else ""
-    kind = "" if options["data"] is not None else ", the calibration data"
+    kind = "" if named else ", the calibration data"
     return data.feeds(), f"{data.path}{split}{kind}", data.samples
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.data import data_config, recipe_option
 
 if TYPE_CHECKING:
     from qtool.analysis.metrics import MetricResult
@@ -36,37 +37,43 @@ class MetricType(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 
 @click.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=ModelArgument())
-@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="As in recipes.")
-@click.option("--split", default="", help="The part of the data to use.")
-@click.option(
-    "--metric", type=MetricType(), default="top1", show_default=True, help=f"{', '.join(METRICS)}, or module:function."
-)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a batch.")
+@recipe_option
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="As in recipes.")
+@click.option("--split", help="The part of the data to use.")
+@click.option("--metric", type=MetricType(), help=f"{', '.join(METRICS)}, or module:function; top1 if not given.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples a batch; 32 if not given.")
 @click.option("--batches", type=click.IntRange(1), help="Number of batches; all if not given.")
 @shared_options
-def command(shared: Shared, models: tuple[str, ...], metric: str, **config: Any) -> None:
+def command(shared: Shared, models: tuple[str, ...], **options: Any) -> None:
     """Measure the accuracy of models, float or quantized, on the same labelled data, side by side.
 
     top1, top5, perplexity and the bits need class labels ('y'; those of -100 are not scored by the latter), and so
     does a function (outputs, labels) -> number of your own. The other metrics compare the first output with float
-    targets; where there are none, with the output of the first model.
+    targets; where there are none, with the outputs of the first model.
 
     \b
     Examples:
       qtool eval float.npz quant.npz --data images.npz --split test
       qtool eval float.npz quant.npz --data images.npz --metric sqnr
+      qtool eval vad.onnx vad.int8.npz --recipe vad.yaml --data speech.wav
     """
     from qtool.analysis.evaluate import measure_accuracy, open_for_all
     from qtool.pipeline import load_model
-    from qtool.recipe.schema import DataConfig
 
+    if options["data"] is None and options["recipe"] is None:
+        raise click.UsageError("give --data FILE, or --recipe for the data that a recipe names")
+    config = data_config(**options)
+    metric = config.metric or METRICS[0]
     graphs = [load_model(model) for model in models]
-    data = open_for_all(DataConfig(**config), graphs)
+    data = open_for_all(config, graphs)
     sessions = [shared.engine.session(graph) for graph in graphs]
     with shared.progress("evaluate", data.samples) as progress:
         results = measure_accuracy(sessions, data, metric, progress)
     if shared.json:
-        rows = [{"model": model, "value": result.value} for model, result in zip(models, results, strict=True)]
+        rows = [
+            {"model": model, "value": result.value, "outputs": result.outputs}
+            for model, result in zip(models, results, strict=True)
+        ]
         unit = {"metric": metric, "unit": results[0].unit, "n": results[0].n}
         shared.emit({"schema": "qtool.eval/1", "data": str(data.path), **unit, "models": rows})
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.data import data_config, recipe_option
 
 if TYPE_CHECKING:
     from qtool.analysis.inference import OutputSummary
@@ -30,8 +31,9 @@ SUFFIXES = (".npz", ".npy")
     help="The whole of one input, in place of FILE.npz; once for each input.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="OUT.npz", help="Where the outputs go.")
-@click.option("--split", default="", help="The part of FILE.npz to use.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a run of FILE.npz.")
+@recipe_option
+@click.option("--split", help="The part of FILE.npz to use.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples a run of FILE.npz; 32 if not given.")
 @click.option("--batches", type=click.IntRange(1), help="Number of batches of FILE.npz; all if not given.")
 @shared_options
 def command(
@@ -40,7 +42,8 @@ def command(
     """Run a model, float or quantized, on arrays; write its outputs and print their shapes and ranges.
 
     FILE.npz holds an array for each input by its name, or 'x' for a model with one input, samples along the first axis;
-    a folder or an .npy file are taken as in recipes. It is run batch by batch and the outputs are joined.
+    a folder or an .npy file are taken as in recipes. It is run batch by batch and the outputs are joined; of a state
+    that a recipe carries from step to step, the last is kept.
 
     OUT.npz gets an array for each output by its name. An .npy file will do for a model with one output.
 
@@ -49,22 +52,24 @@ def command(
       qtool run quant.npz images.npz --split test -o logits.npz
       qtool run quant.npz --input x=image.npy -o logits.npy
       qtool run zoo:resnet18 --input x=image.npy
+      qtool run vad.int8.npz speech.wav --recipe vad.yaml -o speech.npz
     """
     from qtool.analysis.inference import run_dataset, summarize, write_outputs
     from qtool.ir.files import check_writable
     from qtool.pipeline import load_model
+    from qtool.quantize.data import open_data
 
-    if (data is None) == (not inputs):
-        raise click.UsageError("give either FILE.npz or --input NAME=FILE.npy for each input")
+    if (data is None and limits["recipe"] is None) == (not inputs):
+        raise click.UsageError("give either FILE.npz or --recipe, or --input NAME=FILE.npy for each input")
     graph = load_model(model)
     if output is not None:
         _check_output(output, len(graph.outputs))
         check_writable(output)
     session = shared.engine.session(graph)
-    if data is None:
+    if inputs:
         outputs = _run_arrays(session, inputs)
     else:
-        opened = _open(data, session, limits)
+        opened = open_data(data_config(data=data, **limits), graph)
         with shared.progress("run", opened.samples) as progress:
             outputs = run_dataset(session, opened, progress)
     if output is not None:
@@ -77,14 +82,6 @@ def _check_output(output: Path, count: int) -> None:
         raise click.UsageError(f"{output}: outputs are written as .npz, or .npy where there is one")
     if output.suffix == ".npy" and count > 1:
         raise click.UsageError(f"{output}: the model has {count} outputs, which need an .npz file")
-
-
-def _open(data: Path, session: Session, limits: dict[str, Any]) -> Any:
-    from qtool.quantize.data import open_data
-    from qtool.recipe.schema import DataConfig
-
-    config = DataConfig(data, limits["split"], limits["batch_size"], limits["batches"])
-    return open_data(config, session.graph)
 
 
 def _run_arrays(session: Session, inputs: tuple[str, ...]) -> dict[str, Array]:
