@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_full_recipe(write, tmp_path) -> None:
     )
     rules = {rule.key: rule for rule in recipe.rules}
     assert rules[""].qconfig == get_preset("default")
-    assert rules["layer2"].qconfig == get_preset("fbgemm")
+    assert rules["layer2"].qconfig == replace(get_preset("fbgemm"), transposed_weight=None)  # its weight is given
     assert rules["layer2.0.conv2"].qconfig is None
     linear = rules["type:linear"].qconfig
     assert linear is not None
@@ -473,7 +474,7 @@ def test_overrides_of_rules(write) -> None:
     assert rules["a=b"].activation.observer == "mse"
     assert rules["re:layer[34]"] == get_preset("x86")
     assert rules["type:conv2d"].weight.options == {"percentile": 99}
-    assert rules["layer2"] == get_preset("fbgemm")
+    assert rules["layer2"] == replace(get_preset("fbgemm"), transposed_weight=None)  # its weight is given
     where = {rule.key: rule.where for rule in changed.rules}
     assert where["layer1.0.conv1"] == "--set qconfig_dict.layer1.0.conv1=null"
     assert where["layer2"] == f"{path}:8"

@@ -19,7 +19,7 @@ from qtool.ir import Array, Graph, Node, body_path
 from qtool.quantize.api import quantize
 from qtool.quantize.prepare import PrepareOptions
 from qtool.recipe.presets import get_default_dynamic_qconfig, get_default_qconfig
-from qtool.recipe.schema import Backend, Mode, ObserverConfig, QConfig
+from qtool.recipe.schema import Backend, Mode, ObserverConfig
 
 SCHEMA = "qtool.bench/2"
 OURS = "qtool"
@@ -144,7 +144,7 @@ def quantize_quickly(
     quick = ObserverConfig("min_max", activation.dtype, activation.scheme, activation.reduce_range)
     batches = (random_feeds(graph, seed=seed) for seed in range(CALIBRATION_BATCHES))
     options = PrepareOptions(Mode.STATIC, backend)
-    qconfigs = {"": QConfig(quick, default.weight, default.single_rounding)}
+    qconfigs = {"": replace(default, activation=quick)}
     return quantize(graph, qconfigs, batches, options, threads=engine.threads).graph
 
 

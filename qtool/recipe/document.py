@@ -93,6 +93,7 @@ QCONFIG = Table(
             "preset": Key(PRESET, "what is not given here is as in this preset (else as the backend's default)"),
             "activation": Key(OBSERVER, "the observer of a layer's output; parts left out are filled in"),
             "weight": Key(OBSERVER, "the observer of a layer's weight; parts left out are filled in"),
+            "transposed_weight": Key(OBSERVER, "the same for transposed convolutions, where it is another (as weight)"),
             "single_rounding": Key(Flag(), "add residuals before the one rounding (more accurate, not PyTorch's bits)"),
             "bias_correction": Key(Flag(), "take the mean error of rounded weights off the biases (not PyTorch's)"),
             "embedding_bits": Key(Whole(4, 8), "8 or 4 bits for tables of embeddings, in mode dynamic (null: float)"),

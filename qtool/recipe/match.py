@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from qtool.recipe.schema import QConfig, Rule
 from qtool.recipe.suggest import did_you_mean
 
 TYPE, REGEX = "type:", "re:"
+TRANSPOSED = ("conv_transpose1d", "conv_transpose2d")
 
 
 class Matchable(Protocol):
@@ -83,6 +84,8 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
 
     A node in a body of control flow goes by its own module path and name, by those with the path of the body before
     them (``choice.then_branch.fc``), and it is inside of the node of control flow, as in a module.
+
+    Where a qconfig has another weight for transposed convolutions, these have a rule and a row of their own.
     """
     listed = list(nodes)
     tests = [(rule, _test(rule)) for rule in rules]
@@ -97,8 +100,24 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     for rule in rules:
         if not reach[rule.key]:
             raise RecipeError(_unmatched(rule, listed))
-    table = tuple(_row(rule, reach[rule.key], deciding, listed) for rule in rules)
+    derived = _split_off_transposed(deciding, listed)
+    rows = [*((rule, reach[rule.key]) for rule in rules), *derived]
+    table = tuple(_row(rule, count, deciding, listed) for rule, count in rows)
     return Matches(MappingProxyType(deciding), table)
+
+
+def _split_off_transposed(deciding: dict[str, Rule | None], nodes: Iterable[Matchable]) -> Iterable[tuple[Rule, int]]:
+    """Gives transposed convolutions a rule of their own where their qconfig has another weight for them; the rules so
+    made, with the number of nodes."""
+    made: dict[tuple[str, str], Rule] = {}
+    for node in nodes:
+        rule = deciding[node.name]
+        qconfig = rule.qconfig if rule else None
+        if rule and qconfig and qconfig.transposed_weight and node.op in TRANSPOSED:
+            own = replace(qconfig, weight=qconfig.transposed_weight, transposed_weight=None)
+            key = f"{rule.key} {TYPE}{node.op}".strip()
+            deciding[node.name] = made.setdefault((rule.key, node.op), Rule(key, own, rule.where))
+    return [(rule, sum(found is rule for found in deciding.values())) for rule in made.values()]
 
 
 Rank = tuple[int, int, int]

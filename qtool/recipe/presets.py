@@ -29,6 +29,9 @@ _QAT_WEIGHT_PER_CHANNEL = replace(
     _WEIGHT_PER_CHANNEL, observer="moving_average_per_channel_min_max", quant_min=-128, quant_max=127
 )
 
+_FBGEMM = QConfig(_HISTOGRAM_REDUCED, _WEIGHT_PER_CHANNEL, transposed_weight=_WEIGHT)
+_FBGEMM_QAT = QConfig(_QAT_REDUCED, _QAT_WEIGHT_PER_CHANNEL, transposed_weight=_QAT_WEIGHT)
+
 # The preset `accurate` is tuned here and nowhere else.
 _ACCURATE = QConfig(ObserverConfig("mse"), _WEIGHT_PER_CHANNEL, single_rounding=True, bias_correction=True)
 
@@ -47,11 +50,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _ACCURATE, "8-bit activations of least squared error, per-channel weights, one rounding, biases corrected"
         ),
         "fbgemm": Preset(
-            QConfig(_HISTOGRAM_REDUCED, _WEIGHT_PER_CHANNEL),
-            "7-bit histogram activations, per-channel weights",
+            _FBGEMM,
+            "7-bit histogram activations, per-channel weights (per-tensor of transposed convolutions)",
             "get_default_qconfig('fbgemm')",
         ),
-        "x86": Preset(QConfig(_HISTOGRAM_REDUCED, _WEIGHT_PER_CHANNEL), "as fbgemm", "get_default_qconfig('x86')"),
+        "x86": Preset(_FBGEMM, "as fbgemm", "get_default_qconfig('x86')"),
         "onednn": Preset(
             QConfig(_HISTOGRAM, _WEIGHT_PER_CHANNEL),
             "8-bit histogram activations, per-channel weights",
@@ -101,13 +104,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "float_qparams_weight_only_qconfig_4bit",
         ),
         "fbgemm_qat": Preset(
-            QConfig(_QAT_REDUCED, _QAT_WEIGHT_PER_CHANNEL),
+            _FBGEMM_QAT,
             "7-bit moving-average activations, per-channel weights, for training",
             "get_default_qat_qconfig('fbgemm')",
         ),
-        "x86_qat": Preset(
-            QConfig(_QAT_REDUCED, _QAT_WEIGHT_PER_CHANNEL), "as fbgemm_qat", "get_default_qat_qconfig('x86')"
-        ),
+        "x86_qat": Preset(_FBGEMM_QAT, "as fbgemm_qat", "get_default_qat_qconfig('x86')"),
         "onednn_qat": Preset(
             QConfig(_QAT, _QAT_WEIGHT_PER_CHANNEL),
             "8-bit moving-average activations, per-channel weights, for training",

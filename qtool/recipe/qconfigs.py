@@ -34,12 +34,20 @@ def read_qconfig(item: Item, name: str, mode: Mode, backend: Backend) -> QConfig
             own or base.mode,
             given.get("embedding_bits", base.embedding_bits),
             given.get("bias_correction", base.bias_correction),
+            _transposed(base, given),
         )
     else:
         qconfig = get_preset(PRESET.read(item, name))
     for part, problem in _problems(qconfig, qconfig.mode or mode):
         item.entries().get(part, item).fail(f"{name}.{part}: {problem}")
     return qconfig
+
+
+def _transposed(base: QConfig, given: Mapping[str, Any]) -> ObserverConfig | None:
+    """The weight of transposed convolutions: a weight that is given is for them as well."""
+    if "transposed_weight" in given:
+        return filled(base.transposed_weight or base.weight, given["transposed_weight"])
+    return None if "weight" in given else base.transposed_weight
 
 
 def filled(base: ObserverConfig, given: Mapping[str, Any]) -> ObserverConfig:
@@ -78,22 +86,30 @@ def _reconciled(config: ObserverConfig, given: Mapping[str, Any]) -> ObserverCon
 
 
 def _problems(qconfig: QConfig, mode: Mode) -> list[tuple[str, str]]:
-    activation, weight = qconfig.activation, qconfig.weight
+    activation = qconfig.activation
     if qconfig.embedding_bits not in (None, 4, 8):
         return [("embedding_bits", f"got {qconfig.embedding_bits}, expected 8 or 4")]
     if qconfig.embedding_bits is not None and mode is not Mode.DYNAMIC:
         return [("embedding_bits", "is for mode: dynamic")]
-    problems = [("activation", problem_with(activation)), ("weight", problem_with(weight))]
+    problems = [("activation", problem_with(activation))]
     if activation.observer == "placeholder" and mode is not Mode.DYNAMIC:
         problems.append(("activation", "the observer 'placeholder' is for mode: dynamic"))
     if activation.scheme.per_channel:
         problems.append(("activation", f"got scheme {activation.scheme.value}; activations are quantized per tensor"))
+    problems += [("weight", problem) for problem in _weight_problems(qconfig.weight)]
+    if qconfig.transposed_weight is not None:
+        problems += [("transposed_weight", problem) for problem in _weight_problems(qconfig.transposed_weight)]
+    return [(part, problem) for part, problem in problems if problem]
+
+
+def _weight_problems(weight: ObserverConfig) -> list[str]:
+    problems = [problem_with(weight)]
     if weight.observer == "placeholder":
-        problems.append(("weight", "the observer 'placeholder' is for activations"))
+        problems.append("the observer 'placeholder' is for activations")
     if weight.dtype is not QDType.QINT8 or not weight.scheme.symmetric:
         got = f"got dtype {weight.dtype.value} and scheme {weight.scheme.value}"
-        problems.append(("weight", f"{got}; the kernels take weights of dtype qint8 with a symmetric scheme"))
-    return [(part, problem) for part, problem in problems if problem]
+        problems.append(f"{got}; the kernels take weights of dtype qint8 with a symmetric scheme")
+    return problems
 
 
 def plain_qconfig(qconfig: QConfig | None) -> dict[str, Any] | None:
@@ -106,6 +122,8 @@ def plain_qconfig(qconfig: QConfig | None) -> dict[str, Any] | None:
         "single_rounding": qconfig.single_rounding,
         "bias_correction": qconfig.bias_correction,
     }
+    if qconfig.transposed_weight is not None:
+        plain["transposed_weight"] = plain_observer(qconfig.transposed_weight)
     plain |= {} if qconfig.mode is None else {"mode": qconfig.mode.value}
     return plain | ({} if qconfig.embedding_bits is None else {"embedding_bits": qconfig.embedding_bits})
 

@@ -80,6 +80,9 @@ class QConfig:
     bias_correction: bool = False
     """The mean error that rounded weights make, measured on the calibration data, is taken off the bias: more accurate
     than, and so not the numbers of, PyTorch (the preset ``accurate`` sets it)."""
+    transposed_weight: ObserverConfig | None = None
+    """The weight of transposed convolutions where it is another: PyTorch's defaults for ``fbgemm`` and ``x86`` have one
+    scale for each of these weights, whose channels lie along another axis than FBGEMM's kernels take them."""
 
 
 @dataclass(frozen=True)

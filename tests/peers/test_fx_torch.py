@@ -136,13 +136,15 @@ def quantize_with_torch(net, backend, data):
 
 def quantize_with_qtool(graph, backend, data):
     options = PrepareOptions(Mode.STATIC, Backend(backend))
-    return qtool.quantize(graph, {"": qtool.get_default_qconfig(backend)}, [{"x": x} for x in data], options)
+    return qtool.quantize(
+        graph, {"": qtool.get_default_qconfig(backend)}, [{graph.inputs[0]: x} for x in data], options
+    )
 
 
 def outputs(net, session, x):
     with torch.no_grad():
         expected = net(torch.from_numpy(x)).numpy()
-    return session.run({"x": x})[session.graph.outputs[0]], expected
+    return session.run({session.graph.inputs[0]: x})[session.graph.outputs[0]], expected
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
@@ -180,6 +182,39 @@ def test_scales_are_those_of_fx():
     for module, value in (("conv1", "relu"), ("conv2", "bn2"), ("depthwise", "depthwise"), ("gate", "gate")):
         expected = converted.get_submodule(module)
         assert (expected.scale, expected.zero_point) == (found[value].scale[0], found[value].zero_point[0]), module
+
+
+class Decoder(nn.Module):
+    """Transposed convolutions, whose weights have one scale on fbgemm and x86, among others that have many."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, CHANNELS, 3, stride=2, padding=1)
+        self.relu = nn.ReLU()
+        self.up = nn.ConvTranspose2d(CHANNELS, 6, 3, stride=2, padding=1, output_padding=1)
+        self.fc = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.fc(self.up(self.relu(self.conv1(x))))
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "x86", "qnnpack"])
+def test_transposed_convolutions_are_the_bits_of_fx(backend):
+    generator, data = torch.Generator().manual_seed(3), batches(3)
+    net = Decoder().eval()
+    for parameter in net.parameters():
+        parameter.data = halves(parameter.shape, generator)
+    net.up.weight.data *= 2.0 ** torch.arange(6).reshape(1, 6, 1, 1)  # so that one scale is not many
+    graph = qtool.from_torch(net, (torch.zeros(2, 3, 16, 16),))
+    converted = quantize_with_torch(net, backend, data)
+    result = quantize_with_qtool(graph, backend, data)
+    assert converted.up.weight().qscheme() == torch.per_tensor_affine
+    rows = {row.key: (row.count, row.modules) for row in result.calibrated.prepared.matches.table}
+    assert rows.get("type:conv_transpose2d") == (None if backend == "qnnpack" else (1, ("up",)))
+    session = qtool.Session(result.graph)
+    for x in batches(103):
+        got, expected = outputs(converted, session, x)
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_relu6_of_qnnpack_is_permuted():
