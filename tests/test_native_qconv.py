@@ -81,6 +81,27 @@ GROUPED = [
     Case(size=(5, 5), channels=(6, 6), groups=6, kernel=(3, 3), pad=(1, 1, 1, 1)),
     Case(size=(1, 20), channels=(6, 12), groups=3, kernel=(1, 4)),
 ]
+TILES = [  # blocks of 1, 2 and 4 row tiles; one step of 64 and more; the ways to the rows of a tile
+    *(
+        linear(m, 64 * k, o)
+        for m, o in ((16, 70), (17, 40), (31, 33), (49, 64), (64, 16), (65, 100))
+        for k in range(1, 6)
+    ),
+    *(linear(m, 64 * k, 48) for m in (9, 15, 200) for k in (2, 7, 12)),
+    linear(3000, 64, 20),
+    linear(300, 1024, 600),
+    linear(64, 130, 30),
+    *(Case(batch=b, size=(7, 7), channels=(64, 40), kernel=(3, 3), pad=(1, 1, 1, 1)) for b in (1, 3)),
+    Case(size=(7, 60), channels=(64, 33), kernel=(3, 3), pad=(1, 1, 1, 1), batch=2),
+    Case(size=(60, 5), channels=(128, 16), kernel=(3, 3), pad=(1, 1, 1, 1)),
+    Case(size=(9, 70), channels=(64, 16), kernel=(3, 5), pad=(0, 2, 1, 3)),
+    Case(size=(9, 70), channels=(64, 16), kernel=(3, 2), dilation=(2, 3), pad=(2, 1, 0, 3), batch=2),
+    Case(size=(30, 30), channels=(64, 24), kernel=(1, 1), pad=(1, 1, 0, 2)),
+    Case(size=(14, 14), channels=(64, 24), kernel=(1, 1), stride=(2, 2)),
+    Case(size=(15, 14), channels=(64, 24), kernel=(3, 3), stride=(2, 1), pad=(1, 1, 1, 1), batch=2),
+    Case(size=(10, 10), channels=(128, 96), groups=2),
+    Case(size=(10, 10), channels=(256, 96), kernel=(3, 3), pad=(1, 1, 1, 1), groups=2),
+]
 DEPTHWISE = [
     *(depthwise(c, size=(6, 7), kernel=(3, 3), pad=(1, 1, 1, 1)) for c in (*range(2, 11), 15, 16, 17, 31, 32, 33)),
     *(depthwise(c, size=(5, 9), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2)) for c in (2, 32, 48, 63, 64, 65, 96)),
@@ -112,13 +133,15 @@ EPILOGUES = [
 ]
 SHAPES = [
     linear(9, 33, 50),
+    linear(37, 64, 50),
+    Case(size=(9, 17), channels=(64, 20), kernel=(3, 3), pad=(1, 1, 1, 1), batch=2),
     Case(size=(9, 9), channels=(16, 80), kernel=(3, 3), pad=(1, 1, 1, 1), stride=(2, 2)),
 ]
 VALUES = ["low", "high", "mixed"]
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("cases", [SMALL, TAILS, DEEP, CONVOLUTIONS, BORDERS, GROUPED], ids=range(6))
+@pytest.mark.parametrize("cases", [SMALL, TAILS, DEEP, CONVOLUTIONS, BORDERS, GROUPED, TILES], ids=range(7))
 def test_convolution(row, cases):
     for case in cases:
         check(row, case)
@@ -185,11 +208,12 @@ def test_ties_go_to_the_even_neighbour(row):
 @pytest.mark.parametrize("row", ROWS + DEPTHWISE_ROWS)
 def test_every_number_of_threads_gives_the_same_bits(row):
     shape = {"size": (23, 31), "kernel": (3, 3), "pad": (1, 1, 1, 1), "residual": "float", "lut": True}
-    case = depthwise(70, **shape) if "dw" in row.name else Case(channels=(6, 150), **shape)
-    n = numbers(case, 7)
-    wanted = expected(case, n)
-    for threads in (1, 2, 3, 5):
-        np.testing.assert_array_equal(_run(row, case, n, threads), wanted)
+    cases = [depthwise(70, **shape)] if "dw" in row.name else [Case(channels=(c, 150), **shape) for c in (6, 64)]
+    for case in cases:
+        n = numbers(case, 7)
+        wanted = expected(case, n)
+        for threads in (1, 2, 3, 5):
+            np.testing.assert_array_equal(_run(row, case, n, threads), wanted)
 
 
 @st.composite
@@ -201,7 +225,7 @@ def convolutions(draw: Any) -> Case:
     return Case(
         batch=draw(st.integers(1, 3)),
         size=size,
-        channels=(groups * draw(st.integers(1, 40)), groups * draw(st.integers(1, 80))),
+        channels=(groups * draw(st.integers(1, 40) | st.just(64)), groups * draw(st.integers(1, 80))),
         kernel=kernel,
         stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
         pad=draw(st.tuples(*[st.integers(0, 3)] * 4)),

@@ -114,6 +114,15 @@ def test_random_layers(row):
 
 
 @pytest.mark.parametrize("row", ROWS)
+def test_blocks_of_tiles(row):
+    """1, 2 and 4 tiles of 16 rows, and sums over 1, 2, 3, ... steps of 64."""
+    for i, rows in enumerate((16, 17, 32, 33, 64, 65, 96, 97, 100, 193)):
+        for j, inputs in enumerate((64, 65, 190, 256, 321, 700)):
+            case, arrays = _draw(10 * i + j, rows, inputs, (16, 33, 64, 100, 128, 150, 200)[(i + j) % 7])
+            _check(case, row, arrays)
+
+
+@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 768, 768), (130, 300, 70), (700, 1000, 12), (2, 40000, 3)])
 @pytest.mark.parametrize("row_wise", [False, True])
 def test_many_chunks_and_threads(row, rows, inputs, outputs, row_wise):

@@ -14,7 +14,7 @@ import pytest
 from qconv_cases import Case, linear, numbers
 
 from qtool import native
-from qtool.native import Buffer, Kind, Op, Plan
+from qtool.native import Buffer, Kind, Op, Plan, abi
 from qtool.native.library import library
 
 SOURCE = Path(__file__).resolve().parent.parent / "qtool" / "native"
@@ -130,6 +130,24 @@ def test_layers_that_fill_tiles_go_to_them(case, family):
     sizes = [n.x.nbytes, int(np.prod(case.out_shape))]
     buffers = [Buffer(size, i << 24) for i, size in enumerate(sizes)]
     assert Plan([Op(Kind.QCONV, (0,), 1, n.args)], buffers, 1 << 25, isa="amx").kernels == (family,)
+
+
+@pytest.mark.skipif("amx" not in native.supported_isas(), reason=f"amx: {native.isa_note('amx')}")
+@pytest.mark.parametrize(
+    ("rows", "inputs", "kernel"),
+    [
+        (16, 64, "qlinear_dynamic_amx"),
+        (15, 64, "qlinear_dynamic_avx512vnni"),
+        (128, 32, "qlinear_dynamic_avx512vnni"),
+    ],
+)
+def test_dynamic_layers_of_many_rows_go_to_tiles(rows, inputs, kernel):
+    weight, w_scale = np.ones((8, inputs), np.int8), np.ones(8, np.float32)
+    args = abi.make(
+        abi.LinearDynamicArgs, rows=rows, in_features=inputs, out_features=8, weight=weight, w_scale=w_scale
+    )
+    buffers = [Buffer(rows * inputs * 4, 0), Buffer(rows * 32, 1 << 20)]
+    assert Plan([Op(Kind.QLINEAR_DYNAMIC, (0,), 1, args)], buffers, 1 << 21, isa="amx").kernels == (kernel,)
 
 
 # ---- the code -----------------------------------------------------------------------------------------------------

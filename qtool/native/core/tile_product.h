@@ -24,11 +24,21 @@
 namespace qtool {
 namespace {
 
+// Row r of tile i is read at tiles[i] + r * pitch + the offset of the step, which next() gives one after another.
 struct TileRows {
-  const uint8_t* const* tiles;  // [blocks * R]; row r of tile i at step k is read at tiles[i] + r * pitch + offsets[k]
-  int64_t blocks, pitch;
+  const uint8_t* const* tiles;  // [blocks * R]
+  int64_t blocks, pitch, steps;
   const int64_t* offsets;  // [steps]
-  int64_t steps;
+  const int64_t* begin() const { return offsets; }
+  static int64_t next(const int64_t** step) { return *(*step)++; }
+};
+
+// Rows whose steps follow each other.
+struct DenseTileRows {
+  const uint8_t* const* tiles;
+  int64_t blocks, pitch, steps;
+  int64_t begin() const { return -64; }
+  static int64_t next(int64_t* step) { return *step += 64; }
 };
 
 // A panel: 4 / R tiles of 16 columns. Tile v of step k is read at weight + k * step + v * tile, its rows `pitch` apart.
@@ -69,40 +79,43 @@ TILE_INLINE void multiply(const uint8_t* const (&a)[R], int64_t pitch, int64_t o
 
 // Multiplies a block, while the sums of the block before it are stored to `last` and those of the one before that,
 // `done`, are finished.
-template <int R, class Work>
-TILE_INLINE void run_block(const TileRows& rows, const TileColumns& given, int64_t block, int32_t* last,
+template <int R, class Rows, class Work>
+TILE_INLINE void run_block(const Rows& given, const TileColumns& columns, int64_t block, int32_t* last,
                            const TileSums& done, const Work& work) {
-  const TileColumns c = given;
-  const int64_t pitch = rows.pitch, steps = rows.steps, *offset = rows.offsets;
+  const Rows rows = given;  // copies, which no store of sums can change
+  const TileColumns c = columns;
+  const int64_t pitch = rows.pitch, steps = rows.steps;
+  auto step = rows.begin();
+  const int64_t first = Rows::next(&step);
   const uint8_t* a[R];
   for (int r = 0; r < R; r++) a[r] = rows.tiles[block * R + r];
   const int8_t* weight = c.weight;
   const bool single = steps == 1;
   exchange<R, 0>(c, last);
-  multiply<R, 0>(a, pitch, *offset, c, weight);
+  multiply<R, 0>(a, pitch, first, c, weight);
   if (single) work.finish(done, 0, 4);
   exchange<R, 1>(c, last);
-  multiply<R, 1>(a, pitch, *offset, c, weight);
+  multiply<R, 1>(a, pitch, first, c, weight);
   if (single) work.finish(done, 4, 4);
   exchange<R, 2>(c, last);
-  multiply<R, 2>(a, pitch, *offset, c, weight);
+  multiply<R, 2>(a, pitch, first, c, weight);
   if (single) work.finish(done, 8, 4);
   exchange<R, 3>(c, last);
-  multiply<R, 3>(a, pitch, *offset, c, weight);
+  multiply<R, 3>(a, pitch, first, c, weight);
   if (single) work.finish(done, 12, 4);
 
   const int64_t mixed = steps > 4 ? 4 : steps > 2 ? 2 : steps - 1;
   const int count = single ? 0 : static_cast<int>(4 / mixed);
-  for (int part = single ? kFinishParts : 0; part < kFinishParts; part += 4 * count) {
+  for (int part = 0; part < mixed * 4 * count; part += 4 * count) {
+    const int64_t offset = Rows::next(&step);
     weight += c.step;
-    offset++;
-    multiply<R, 0>(a, pitch, *offset, c, weight);
+    multiply<R, 0>(a, pitch, offset, c, weight);
     work.finish(done, part, count);
-    multiply<R, 1>(a, pitch, *offset, c, weight);
+    multiply<R, 1>(a, pitch, offset, c, weight);
     work.finish(done, part + count, count);
-    multiply<R, 2>(a, pitch, *offset, c, weight);
+    multiply<R, 2>(a, pitch, offset, c, weight);
     work.finish(done, part + 2 * count, count);
-    multiply<R, 3>(a, pitch, *offset, c, weight);
+    multiply<R, 3>(a, pitch, offset, c, weight);
     work.finish(done, part + 3 * count, count);
   }
 
@@ -110,13 +123,13 @@ TILE_INLINE void run_block(const TileRows& rows, const TileColumns& given, int64
   const int64_t lines = rest > 0 ? (c.next_lines + rows.blocks * rest - 1) / (rows.blocks * rest) : 0;
   const int8_t* next = c.next + block * rest * lines * 64;
   const int64_t here = next < c.next + c.next_lines * 64 ? lines * 64 : 0;
-  const int64_t* end = rows.offsets + steps;
-  for (offset++; offset != end; offset++) {
+  for (int64_t left = rest; left > 0; left--) {
+    const int64_t offset = Rows::next(&step);
     weight += c.step;
-    multiply<R, 0>(a, pitch, *offset, c, weight);
-    multiply<R, 1>(a, pitch, *offset, c, weight);
-    multiply<R, 2>(a, pitch, *offset, c, weight);
-    multiply<R, 3>(a, pitch, *offset, c, weight);
+    multiply<R, 0>(a, pitch, offset, c, weight);
+    multiply<R, 1>(a, pitch, offset, c, weight);
+    multiply<R, 2>(a, pitch, offset, c, weight);
+    multiply<R, 3>(a, pitch, offset, c, weight);
     for (const int8_t* to = next + here; next != to; next += 64) _mm_prefetch((const char*)next, _MM_HINT_T1);
   }
 }
@@ -138,8 +151,8 @@ TILE_INLINE void configure_tiles() {
 
 // All blocks of all panels, panel by panel. Gives each block's sums to work.finish(sums, from, count), which finishes
 // parts from .. from + count - 1 of 16; work.columns(p) is panel p.
-template <int R, class Work>
-TILE_INLINE void tile_product(const TileRows& rows, int64_t panels, const Work& work) {
+template <int R, class Rows, class Work>
+TILE_INLINE void tile_product(const Rows& rows, int64_t panels, const Work& work) {
   alignas(64) int32_t sums[2][4 * kTileSums];
   configure_tiles();
   TileSums done = {sums[0], 0, -1}, last = {sums[1], 0, -1};

@@ -119,7 +119,7 @@ void run(const QlinearDynamicTile& tile) { kTiles[tile.rows - 1][tile.vectors - 
 
 }  // namespace
 
-const QlinearDynamicKernel qlinear_dynamic_avx2 = {kRows,   kVectors * kLanes, kLanes, 2, 2,
-                                                   min_max, quantize,          run};
+const QlinearDynamicKernel qlinear_dynamic_avx2 = {
+    kRows, kVectors * kLanes, kLanes, 2, 2, 2, 1, 1, min_max, quantize, run};
 
 }  // namespace qtool

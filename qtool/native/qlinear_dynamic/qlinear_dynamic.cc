@@ -15,6 +15,7 @@ constexpr Row<const QlinearDynamicKernel*> kRows[] = {
 #undef QT_KERNEL
 };
 
+constexpr int kShortDepth = 32;               // half a step of tiles: no gain over vectors
 constexpr int64_t kRangeFloats = 16384;       // of one chunk of the search for the range
 constexpr int64_t kBlockBytes = 256 << 10;    // of quantized rows, to stay in the L2 cache beside a panel
 constexpr int64_t kLeastBlockRows = 96;       // that share one reading of the weights
@@ -71,7 +72,7 @@ class QlinearDynamic final : public Op {
 
 QlinearDynamic::QlinearDynamic(const qt_linear_dynamic_args& args, const Row<const QlinearDynamicKernel*>& row,
                                Memory* memory)
-    : args_(args), row_(row), kernel_(*row.kernel), groups_(ceil_div(args.in_features, kernel_.group)),
+    : args_(args), row_(row), kernel_(*row.kernel), groups_(round_up(args.in_features, kernel_.depth) / kernel_.group),
       q_bytes_(round_up(groups_ * kernel_.group * kernel_.element_bytes, 64) | 64),
       range_chunks_(args.row_wise != 0 ? 0 : ceil_div(args.rows * args.in_features, kRangeFloats)) {
   block_rows_ = std::min(args.rows, std::max(kLeastBlockRows, kBlockBytes / q_bytes_));
@@ -107,7 +108,7 @@ Extents QlinearDynamic::extents() const {
 
 // All threads share what lies in the first one's scratch: quantized rows, their parameters, the chunks' ranges.
 int64_t QlinearDynamic::scratch_bytes() const {
-  return checked_product({block_rows_, q_bytes_ + 8}) + range_chunks_ * 8;
+  return checked_product({block_rows_ + kernel_.row_tile - 1, q_bytes_ + 8}) + range_chunks_ * 8;
 }
 
 QuantParams QlinearDynamic::find_params(const RunContext& context, float* ranges) const {
@@ -193,7 +194,7 @@ void QlinearDynamic::run(const RunContext& context) const {
   if (args_.rows == 0) return;
   RowBlock block;
   block.q = context.scratch;
-  block.scale = reinterpret_cast<float*>(block.q + block_rows_ * q_bytes_);
+  block.scale = reinterpret_cast<float*>(block.q + (block_rows_ + kernel_.row_tile - 1) * q_bytes_);
   block.zero = reinterpret_cast<int32_t*>(block.scale + block_rows_);
   QuantParams params;
   if (args_.row_wise == 0) params = find_params(context, reinterpret_cast<float*>(block.zero + block_rows_));
@@ -220,7 +221,11 @@ void check(const qt_linear_dynamic_args& a) {
 std::unique_ptr<Op> make_qlinear_dynamic(const qt_op& op, const MakeContext& context) {
   const qt_linear_dynamic_args& args = *static_cast<const qt_linear_dynamic_args*>(op.args);
   check(args);
-  return std::make_unique<QlinearDynamic>(args, select_row(kRows, context), context.memory);
+  const auto usable = [&](const Row<const QlinearDynamicKernel*>& row) {
+    const bool is_long = row.kernel->depth <= kShortDepth || args.in_features > kShortDepth;
+    return context.kernel != nullptr || (args.rows >= row.kernel->least_rows && is_long);
+  };
+  return std::make_unique<QlinearDynamic>(args, select_row(kRows, context.isa, context.kernel, usable), context.memory);
 }
 
 void list_qlinear_dynamic(std::vector<KernelInfo>* list) { list_rows("qlinear_dynamic", kRows, list); }

@@ -11,7 +11,7 @@
 //   sx, zx  of the whole of x, or of each row, by ChooseQuantizationParams (params.h)
 //
 // q is written once to scratch rows of `element_bytes` an element. Weights are packed in panels of `columns` features,
-// [k / group][columns][group], the last panel rounded up to `step` features and k up to `group`, filled with zeros; what
+// [k / group][columns][group], the last panel rounded up to `step` features and k up to `depth`, filled with zeros; what
 // q holds past the last k is multiplied by those. sums[o] = sum over k of w[o, k] takes the zero point out:
 // acc = sum q * w - zx * sums, exact modulo 2^32.
 #pragma once
@@ -43,6 +43,9 @@ struct QlinearDynamicTile {
 
 struct QlinearDynamicKernel {
   int rows, columns, step, group, element_bytes;
+  int depth;       // k is filled up to a multiple of it, itself a multiple of `group`
+  int row_tile;    // rows of q that are read together, also past the last one
+  int least_rows;  // with fewer the rows before this one in kernels.inc are faster
   // Widens range[0] .. range[1] to hold x; NaN does not count.
   void (*min_max)(const float* x, int64_t count, float range[2]);
   // Writes q, and may write up to the next multiple of 64 bytes.

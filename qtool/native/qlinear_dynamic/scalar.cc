@@ -42,6 +42,7 @@ void run(const QlinearDynamicTile& tile) {
 
 }  // namespace
 
-const QlinearDynamicKernel qlinear_dynamic_scalar = {kRows, kColumns, kColumns, 1, 1, min_max, quantize, run};
+const QlinearDynamicKernel qlinear_dynamic_scalar = {
+    kRows, kColumns, kColumns, 1, 1, 1, 1, 1, min_max, quantize, run};
 
 }  // namespace qtool

@@ -51,7 +51,8 @@ struct Layer {
 template <int R, bool RESIDUAL>
 void run_blocks(const QtileconvJob& job) {
   const Layer<R, RESIDUAL> layer = {job};
-  tile_product<R>({job.tiles, job.blocks, job.pitch, job.offsets, job.steps}, job.panel_count, layer);
+  const TileRows rows = {job.tiles, job.blocks, job.pitch, job.steps, job.offsets};
+  tile_product<R>(rows, job.panel_count, layer);
 }
 
 template <int R>
