@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def command(shared: Shared, model: str, backend: str) -> None:
     """List a model's layers, shapes and sizes, and what would be quantized. MODEL is a file or zoo:NAME.
 
-    MMACs are million multiply-accumulate operations for one sample, with 1 for sizes only known at run time.
+    MMACs are million multiply-accumulate operations for one sample, with 1 for sizes only known at run time;
+    in a body of control flow, those of running it once.
 
     \b
     Examples:
