@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,18 @@ def test_floats_are_no_pcm(tmp_path):
     (tmp_path / "d.wav").write_bytes(bytes(raw))
     with pytest.raises(DataError, match=r"it is no \.wav file of PCM samples: unknown format: 3"):
         opened(tmp_path / "d.wav")
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.integers(0, 47), st.integers(0, 255), min_size=1, max_size=4))
+def test_a_damaged_header_is_an_error_or_none(changes, tmp_path):
+    raw = bytearray(recorded(tmp_path / "d.wav", noise(48)).read_bytes())
+    for place, byte in changes.items():
+        raw[place] = byte
+    (tmp_path / "d.wav").write_bytes(bytes(raw))
+    with suppress(DataError):
+        feeds, _ = gathered(opened(tmp_path / "d.wav", batches=4))
+        assert np.abs(feeds["sound"]).max() <= 1
 
 
 def test_sound_cut_off(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,19 @@ def _audio_input(path: Path, inputs: Mapping[str, Value]) -> tuple[str, int]:
 
 
 def _opened(path: Path) -> wave.Wave_read:
+    with _wave_errors(path):
+        return wave.open(str(path), "rb")
+
+
+@contextmanager
+def _wave_errors(path: Path) -> Iterator[None]:
+    """As ``data_errors``, and for what the library says of a file; RuntimeError is of pieces longer than the file."""
     with data_errors(str(path)):
         try:
-            return wave.open(str(path), "rb")
-        except wave.Error as error:
-            raise DataError(f"{path}: it is no .wav file of PCM samples: {error}") from error
+            yield
+        except (wave.Error, RuntimeError) as error:
+            detail = str(error) or "the lengths in it do not agree"
+            raise DataError(f"{path}: it is no .wav file of PCM samples: {detail}") from error
 
 
 def _audio_source(path: Path, audio: Audio, axes: int) -> AudioSource:
@@ -141,14 +150,15 @@ class _AudioCursor:
         hop, size = audio.hop or audio.window, audio.window + audio.context
         samples = self._samples(first * hop - audio.context, (count - 1) * hop + size)
         windows = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop]
-        frames = np.abs(np.fft.rfft(windows)) if audio.features == MAGNITUDE else windows
+        # In float64, which every version of NumPy has; newer ones transform float32 in float32.
+        frames = np.abs(np.fft.rfft(windows.astype(np.float64))) if audio.features == MAGNITUDE else windows
         return np.array(frames, np.float32, order="C").reshape(count, *self._source.shape[1:])
 
     def _samples(self, begin: int, count: int) -> Array:
         """float32 (count,): those of the file from ``begin`` on, and zeros outside of it."""
         low, high = max(begin, 0), min(begin + count, self._source.samples)
         width, channels = self._wave.getsampwidth(), self._wave.getnchannels()
-        with data_errors(self._source.where):
+        with _wave_errors(self._source.path):
             self._wave.setpos(low)
             raw = self._wave.readframes(high - low)
         if len(raw) != (high - low) * width * channels:

@@ -182,7 +182,7 @@ class Number:
         return item.value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["number", "boolean"]}
+        return {"anyOf": [{"type": "number"}, {"type": "boolean"}]}
 
 
 @dataclass(frozen=True)
