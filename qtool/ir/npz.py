@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 from collections.abc import Sized
@@ -177,7 +176,10 @@ def _refuse_long(size: int) -> NoReturn:
 
 
 def _writer() -> str:
+    # Here, since it takes long to import and reading a model does not need it.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return f"qtool {importlib.metadata.version('qtool')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return f"qtool {version('qtool')}"
+    except PackageNotFoundError:  # run from a source tree
         return "qtool"

@@ -24,8 +24,8 @@ class Block {
   int64_t bytes_;
 };
 
-// Packed weights of all operators, one after another in the order in which they run: fewer pages, and the prefetcher
-// finds the next layer where this one ends.
+// Packed weights of the operators that one thread makes, one after another in the order in which they run: fewer pages,
+// and the prefetcher finds the next layer where this one ends.
 class Memory {
  public:
   uint8_t* allocate(int64_t bytes);  // zeroed, 64-byte aligned, QT_SLACK readable bytes after; lives as long as the plan

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <string>
 
 #include "core/cpu.h"
@@ -102,23 +103,37 @@ using qtool::InvalidPlan;
 using qtool::UnsupportedPlan;
 
 qt_plan::qt_plan(const qt_plan_desc& desc)
-    : arena_(qtool::checked(desc).arena_bytes), pool_(qtool::shared_pool(desc.threads)) {
+    : memories_(qtool::checked(desc).threads), arena_(desc.arena_bytes), pool_(qtool::shared_pool(desc.threads)) {
   place_buffers(desc);
+  make_steps(desc);
   int64_t scratch = 0;
+  for (const Step& step : steps_) scratch = std::max(scratch, step.op->scratch_bytes());
+  qtool::require(scratch >= 0 && scratch <= qtool::kMaxScratch, "an operator needs too much scratch memory");
+  // A page more a thread: over-reads stay inside, and two threads never share a cache line.
+  scratch_stride_ = (scratch + 63) / 64 * 64 + qtool::QT_SLACK;
+  scratch_ = std::make_unique<qtool::Block>(scratch_stride_ * desc.threads);
+}
+
+// Weights are packed by all threads; of several errors the first operator's is told.
+void qt_plan::make_steps(const qt_plan_desc& desc) {
+  steps_.resize(desc.op_count);
+  std::vector<std::exception_ptr> errors(desc.op_count);
+  pool_->parallel(desc.op_count, [&](int64_t i, int thread) {
+    try {
+      steps_[i] = make_step(desc, desc.ops[i], &memories_[thread]);
+    } catch (...) {
+      errors[i] = std::current_exception();
+    }
+  });
   for (int i = 0; i < desc.op_count; i++) {
     try {
-      steps_.push_back(make_step(desc, desc.ops[i]));
+      if (errors[i] != nullptr) std::rethrow_exception(errors[i]);
     } catch (const InvalidPlan& error) {
       throw InvalidPlan(qtool::op_name(i, desc.ops[i].kind) + error.what());
     } catch (const UnsupportedPlan& error) {
       throw UnsupportedPlan(qtool::op_name(i, desc.ops[i].kind) + error.what());
     }
-    scratch = std::max(scratch, steps_.back().op->scratch_bytes());
   }
-  qtool::require(scratch >= 0 && scratch <= qtool::kMaxScratch, "an operator needs too much scratch memory");
-  // A page more a thread: over-reads stay inside, and two threads never share a cache line.
-  scratch_stride_ = (scratch + 63) / 64 * 64 + qtool::QT_SLACK;
-  scratch_ = std::make_unique<qtool::Block>(scratch_stride_ * desc.threads);
 }
 
 void qt_plan::place_buffers(const qt_plan_desc& desc) {
@@ -138,13 +153,13 @@ void qt_plan::place_buffers(const qt_plan_desc& desc) {
   }
 }
 
-qt_plan::Step qt_plan::make_step(const qt_plan_desc& desc, const qt_op& op) {
+qt_plan::Step qt_plan::make_step(const qt_plan_desc& desc, const qt_op& op, qtool::Memory* memory) {
   const qtool::Family* family = qtool::find_family(op.kind);
   if (family == nullptr) throw UnsupportedPlan("this library has no operator of kind " + std::to_string(op.kind));
   qtool::require(op.args != nullptr, "it has no arguments");
   qtool::require(op.input_count >= 0 && op.input_count <= QT_MAX_INPUTS, "the number of inputs is out of range");
   Step step;
-  step.op = family->make(op, {desc.isa, desc.threads, op.kernel, &memory_});
+  step.op = family->make(op, {desc.isa, desc.threads, op.kernel, memory});
   const qtool::Extents need = step.op->extents();
   if (op.input_count != need.input_count) {
     throw InvalidPlan("got " + std::to_string(op.input_count) + " inputs, expected " + std::to_string(need.input_count));
@@ -192,7 +207,8 @@ const char* qt_plan::kernel(int op) const {
 }
 
 int64_t qt_plan::bytes() const {
-  int64_t sum = arena_.bytes() + scratch_->bytes() + memory_.bytes();
+  int64_t sum = arena_.bytes() + scratch_->bytes();
+  for (const qtool::Memory& memory : memories_) sum += memory.bytes();
   for (const Step& step : steps_) sum += step.op->packed_bytes();
   return sum;
 }

@@ -40,11 +40,12 @@ struct qt_plan {
   };
 
   void place_buffers(const qt_plan_desc& desc);
-  Step make_step(const qt_plan_desc& desc, const qt_op& op);
+  void make_steps(const qt_plan_desc& desc);
+  Step make_step(const qt_plan_desc& desc, const qt_op& op, qtool::Memory* memory);
   void bind(void* const* external);
 
   std::atomic<bool> running_{false};
-  qtool::Memory memory_;
+  std::vector<qtool::Memory> memories_;  // of each thread that packs weights
   qtool::Block arena_;
   std::shared_ptr<qtool::ThreadPool> pool_;
   std::vector<uint8_t*> addresses_;  // of the buffers; those of external ones change with each run

@@ -1,6 +1,7 @@
 #include "qconv/pack.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace qtool {
 namespace {
@@ -22,6 +23,16 @@ void pack(const int8_t* weight, const QconvDepth& depth, const QconvKernel& kern
         packed[element(kernel, panel.vectors, s, static_cast<int>(i % 4), c)] = *weight++;
       }
     }
+  }
+}
+
+// The same for elements of one byte, four of which lie as in the source, and taps without padding: a walk along what is
+// written takes a third of the time.
+void pack_fours(const int8_t* weight, const QconvDepth& depth, const QconvKernel& kernel, const QconvPanel& panel,
+                int8_t* packed) {
+  const int64_t length = depth.taps * depth.length, width = panel.vectors * kernel.step;
+  for (int64_t s = 0; s < length / 4; s++) {
+    for (int c = 0; c < panel.columns; c++) std::memcpy(packed + (s * width + c) * 4, weight + c * length + s * 4, 4);
   }
 }
 
@@ -54,7 +65,12 @@ std::vector<int64_t> qconv_tap_sums(const qt_conv_args& args, const QconvDepth& 
   const int8_t* weight = static_cast<const int8_t*>(args.weight) + output * depth.taps * depth.length;
   std::vector<int64_t> sums(depth.taps);
   for (int64_t& sum : sums) {
-    for (int64_t i = 0; i < depth.length; i++) sum += *weight++;
+    for (int64_t i = 0; i < depth.length;) {  // in 32 bits as far as they hold: the compiler makes vectors of it
+      const int64_t end = std::min(depth.length, i + (int64_t{1} << 20));
+      int32_t part = 0;
+      for (; i < end; i++) part += *weight++;
+      sum += part;
+    }
   }
   return sums;
 }
@@ -82,7 +98,9 @@ std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& d
       uint8_t* weight = memory->allocate(checked_product({depth.taps, panel.tap_bytes}));
       panel.weight = weight;
       const int8_t* source = static_cast<const int8_t*>(args.weight) + panel.output * depth.taps * depth.length;
-      if (kernel.element_bytes == 1) {
+      if (kernel.element_bytes == 1 && depth.length == depth.padded) {
+        pack_fours(source, depth, kernel, panel, reinterpret_cast<int8_t*>(weight));
+      } else if (kernel.element_bytes == 1) {
         pack(source, depth, kernel, panel, reinterpret_cast<int8_t*>(weight));
       } else {
         pack(source, depth, kernel, panel, reinterpret_cast<int16_t*>(weight));
