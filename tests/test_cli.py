@@ -15,6 +15,7 @@ from cli_cases import RECIPE, Done, arrays, command, environment, mlp, qtool, tr
 import qtool as package
 from qtool import native, zoo
 from qtool.analysis import metrics
+from qtool.analysis.ceilings import Ceilings
 from qtool.cli import COMMANDS, common, main
 from qtool.cli import eval as eval_command
 from qtool.cli.render import megabytes, times
@@ -495,6 +496,18 @@ def test_doctor(cli):
     assert "engine" in cli("doctor").out
     if native.available():
         assert native.kernels()[0].name in cli("doctor", "-v").out
+
+
+def test_doctor_measures_the_machine_when_it_is_asked(cli, monkeypatch):
+    def made_up(threads: int) -> Ceilings:
+        return Ceilings(threads, {"scalar": 3.5}, {"scalar": 2.5}, {"L1": 99.5 * threads}, {"L1": 16384})
+
+    monkeypatch.setattr("qtool.analysis.ceilings.measure_ceilings", made_up)
+    plain = cli("doctor", "--ceilings", "--threads", "3", "--json").json["ceilings"]
+    assert plain == [made_up(1).to_json(), made_up(3).to_json()]
+    shown = cli("doctor", "--ceilings", "--threads", "3").out
+    assert all(text in shown for text in ("int8 scalar", "3.5", "read L1 (16.4 kB)", "99.5", "298.5", "3 threads"))
+    assert "ceilings" not in cli("doctor", "--json").json
 
 
 def test_dynamic_models_go_through_all_commands(cli, tmp_path):

@@ -49,6 +49,7 @@ def test_structures_have_the_fields_of_the_header(struct):
         ("QT_POOL_", abi.Pool),
         ("QT_", abi.Recurrent),
         ("QT_", abi.Storage),
+        ("QT_CEILING_", abi.Ceiling),
         ("QT_", abi.Status),
     ],
 )

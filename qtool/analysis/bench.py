@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from qtool import native
+from qtool.analysis.ceilings import Ceilings, measure_ceilings
 from qtool.analysis.cost import Cost, Shapes, cost_of, macs_of
 from qtool.analysis.evaluate import EngineOptions
 from qtool.analysis.latency import Ratio, Timing, random_feeds, time_interleaved
@@ -54,7 +56,8 @@ class OperatorRow:
     """What nodes that run as one took: the least time of several runs.
 
     ``share`` is that of all operators, ``gops`` 1e9 operations a second (a multiply-accumulate counts two; 0 for
-    operators that do none), ``bytes`` what has to be read and written at least.
+    operators that do none), ``bytes`` what has to be read and written at least. ``peak`` is the share of the machine's
+    measured peak in int8 or float32; None for operators without products, and where no peak was measured.
     """
 
     layer: str
@@ -64,6 +67,7 @@ class OperatorRow:
     share: float
     gops: float
     bytes: int
+    peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class BenchResult:
     batch: int
     threads: int
     rows: tuple[BenchRow, ...]
+    ceilings: Ceilings | None = None
+    """What the machine can do at most, where operators were timed."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -174,14 +180,15 @@ def run_bench(
     base = next((timed[id(m)].median for m in running if m.contender.precision == "float32"), None)
     own = {id(model.contender.graph): timed[id(model)] for model in running if model.session}
     rows = []
+    ceilings = measure_ceilings(engine.threads) if options.per_op and native.available() else None
     for model in opened:
         timing = timed.get(id(model))
-        row = _row(model, timing, options)
+        row = _row(model, timing, options, ceilings)
         if timing is not None:
             ratio = None if model.session else Ratio.of(own[id(model.contender.graph)], timing)
             row = replace(row, ratio=ratio, speedup=base / timing.median if base else None)
         rows.append(row)
-    return BenchResult(group[0].graph.name, options.batch, engine.threads, tuple(rows))
+    return BenchResult(group[0].graph.name, options.batch, engine.threads, tuple(rows), ceilings)
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,9 @@ def _open(contender: Contender, real: Graph | None, batch: int, engine: EngineOp
     return _Opened(contender, feeds, lambda: peer.run(feeds), how=peer.how, notes=peer.failed)
 
 
-def profile_operators(session: Session, feeds: Mapping[str, Array], rounds: int = 10) -> tuple[OperatorRow, ...]:
+def profile_operators(
+    session: Session, feeds: Mapping[str, Array], rounds: int = 10, ceilings: Ceilings | None = None
+) -> tuple[OperatorRow, ...]:
     """What each operator takes, in the order in which they run: the least of several rounds."""
     best: dict[str, float] = {}
     kernels: dict[str, dict[str, None]] = {}
@@ -223,7 +232,20 @@ def profile_operators(session: Session, feeds: Mapping[str, Array], rounds: int 
     total = sum(best.values()) or 1.0
     shapes = concrete_shapes(session.graph, {name: array.shape for name, array in feeds.items()})
     places = dict(_places(session.graph, shapes))
-    return tuple(_operator(places, name, seconds, ", ".join(kernels[name]), total) for name, seconds in best.items())
+    rows = (_operator(places, name, seconds, ", ".join(kernels[name]), total) for name, seconds in best.items())
+    if ceilings is None or not session.isa:
+        return tuple(rows)
+    return tuple(replace(row, peak=_peak_share(row, places, session.isa, ceilings)) for row in rows)
+
+
+def _peak_share(row: OperatorRow, places: Mapping[str, _Place], isa: str, ceilings: Ceilings) -> float | None:
+    """An operator with integer weights, or with integer activations only, is an int8 one."""
+    found = [places[name] for name in row.layer.split(JOIN) if name in places]
+    products = [place for place in found if macs_of(place.node, place.shapes)]
+    if not products:
+        return None
+    node, graph = products[0].node, products[0].graph
+    return row.gops / ceilings.peak(isa, int8=graph.values[node.inputs[1]].qparams is not None)
 
 
 @dataclass(frozen=True)
@@ -252,7 +274,7 @@ def _operator(places: Mapping[str, _Place], name: str, seconds: float, kernel: s
     return OperatorRow(name, ops, kernel, 1e3 * seconds, seconds / total, rate, cost.bytes)
 
 
-def _row(model: _Opened, timing: Timing | None, options: BenchOptions) -> BenchRow:
+def _row(model: _Opened, timing: Timing | None, options: BenchOptions, ceilings: Ceilings | None) -> BenchRow:
     contender, session = model.contender, model.session
     row = BenchRow(contender.source, contender.engine, contender.precision, contender.graph.backend)
     if session is None:
@@ -273,7 +295,7 @@ def _row(model: _Opened, timing: Timing | None, options: BenchOptions) -> BenchR
     if session is None:
         return row
     rounds = max(1, min(50, int(options.seconds / timing.minimum)))
-    operators = profile_operators(session, model.feeds, rounds) if options.per_op else ()
+    operators = profile_operators(session, model.feeds, rounds, ceilings) if options.per_op else ()
     return replace(row, isa=session.isa or "NumPy", fallbacks=dict(session.fallbacks), operators=operators)
 
 

@@ -42,7 +42,7 @@ PEERS = ("onnxruntime", "openvino", "torch")
     type=click.Choice(PEERS),
     help="Run the same models there too, in turns; needs the extra peers.",
 )
-@click.option("--per-op", is_flag=True, help="Time of every operator as well.")
+@click.option("--per-op", is_flag=True, help="Time, rate and share of the peak of every operator too.")
 @click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Operators shown; 0 for all.")
 @shared_options
 def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **options: Any) -> None:
@@ -56,6 +56,9 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
     from an ONNX file (QDQ), dynamic models also by its quantize_dynamic; OpenVINO quantized by NNCF, or from the QDQ
     file; PyTorch by FX for the engine x86 or by quantize_dynamic, traced and frozen where it can be. "of peer" is
     qtool's least time over the peer's, "10-90 %" the spread of that ratio from round to round.
+
+    With --per-op the machine's peak in int8 and float32 is measured as well, as by qtool doctor --ceilings, and each
+    operator that multiplies is held against it.
 
     \b
     Examples:
@@ -139,6 +142,7 @@ def _operators(row: BenchRow, top: int) -> RenderableType:
             f"{operator.ms:.4f}",
             f"{100 * operator.share:.1f}",
             f"{operator.gops:.1f}" if operator.gops else "-",
+            "-" if operator.peak is None else f"{100 * operator.peak:.0f}",
             megabytes(operator.bytes),
             operator.kernel,
         )
@@ -146,5 +150,5 @@ def _operators(row: BenchRow, top: int) -> RenderableType:
     ]
     count = len(row.operators)
     title = f"{row.precision}, operators" + (f": the slowest {len(shown)} of {count}" if len(shown) < count else "")
-    columns = ("layer", "operator", "ms", "%", "GOP/s", "bytes", "kernel")
-    return table(title, columns, cells, numeric=(2, 3, 4, 5))
+    columns = ("layer", "operator", "ms", "%", "GOP/s", "% of peak", "bytes", "kernel")
+    return table(title, columns, cells, numeric=(2, 3, 4, 5, 6))

@@ -50,6 +50,7 @@ class Kind(enum.IntEnum):
     SLAYERNORM = 15
     RECURRENT = 16
     SMATMUL = 17
+    CEILING = 18
 
 
 class Binary(enum.IntEnum):
@@ -281,6 +282,17 @@ class RecurrentArgs(Args):
     ]
 
 
+class Ceiling(enum.IntEnum):
+    INT8 = 0
+    FLOAT = 1
+    READ = 2
+
+
+class CeilingArgs(Args):
+    c_name = "qt_ceiling_args"
+    _fields_: ClassVar = [*_ints("kind chunks"), *_longs("bytes rounds")]
+
+
 class CBuffer(ctypes.Structure):
     c_name = "qt_buffer"
     _fields_: ClassVar = [*_ints("kind reserved"), *_longs("offset bytes")]
@@ -326,5 +338,6 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.SLAYERNORM: RowsArgs,
     Kind.RECURRENT: RecurrentArgs,
     Kind.SMATMUL: MatmulArgs,
+    Kind.CEILING: CeilingArgs,
 }
 """The argument structure of each kind of operator."""

@@ -59,7 +59,8 @@ enum qt_op_kind {
   QT_OP_SLAYERNORM = 15,     // qt_rows_args
   QT_OP_RECURRENT = 16,      // qt_recurrent_args: float32; in: x [, lengths] [, initial h] [, initial c]
   QT_OP_SMATMUL = 17,        // qt_matmul_args: float32; in: a, b [, mask]
-  QT_OP_COUNT = 18,
+  QT_OP_CEILING = 18,        // qt_ceiling_args: what the machine can do at most
+  QT_OP_COUNT = 19,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -256,6 +257,14 @@ typedef struct qt_recurrent_args {
   const float* bias;            // [directions][2][gates * hidden], of w and of r, or NULL
   const float* peephole;        // [directions][3][hidden], LSTM, or NULL
 } qt_recurrent_args;
+
+// Loops to measure the machine by, one a chunk, each over `bytes` bytes of its own; ceilings/ceilings.h has the formulas.
+enum qt_ceiling_kind { QT_CEILING_INT8 = 0, QT_CEILING_FLOAT = 1, QT_CEILING_READ = 2 };
+
+typedef struct qt_ceiling_args {
+  int32_t kind, chunks;
+  int64_t bytes, rounds;
+} qt_ceiling_args;
 
 typedef struct qt_op {
   int32_t kind;

@@ -92,6 +92,7 @@ int64_t qt_struct_bytes(const char* name) {
   QT_STRUCT(qt_rows_args)
   QT_STRUCT(qt_matmul_args)
   QT_STRUCT(qt_recurrent_args)
+  QT_STRUCT(qt_ceiling_args)
   QT_STRUCT(qt_op)
   QT_STRUCT(qt_plan_desc)
 #undef QT_STRUCT
