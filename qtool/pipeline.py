@@ -18,6 +18,7 @@ from qtool.analysis.metrics import find_metric
 from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
 from qtool.frontends.onnx import import_onnx
+from qtool.frontends.pth import read_state_dict
 from qtool.frontends.torch import load_pt2
 from qtool.ir import Array, Graph
 from qtool.ir.files import atomic_write, check_writable
@@ -29,7 +30,7 @@ from qtool.quantize.convert import convert
 from qtool.quantize.data import Dataset, Fingerprint, open_data
 from qtool.quantize.data_state import Stream
 from qtool.quantize.prepare import Prepared, PrepareOptions, prepare
-from qtool.recipe.schema import Mode, Recipe
+from qtool.recipe.schema import ZOO, Mode, Recipe, ZooModel
 from qtool.report.build import Measured, build_report
 from qtool.report.provenance import provenance_of
 from qtool.report.text import report_json
@@ -38,7 +39,6 @@ from qtool.report.types import FLOAT_OUTPUTS, LABELS, Accuracy, Latency, Report,
 Stage = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a stage with a total; gives the function that is told how much is done."""
 
-ZOO = "zoo:"
 PROFILE_ROUNDS = 3
 RATES, MUCH_LOST = ("top1", "top5"), 0.01
 """A loss of accuracy that is looked into: a point of a rate."""
@@ -46,11 +46,19 @@ COMPARED = (8, 2)
 """Samples a batch, and batches, that are compared for that."""
 
 
-def load_model(spec: str | os.PathLike[str]) -> Graph:
-    """The graph of a file, or of ``zoo:NAME`` (random weights, seed 0). ModelError for anything else."""
+def load_model(spec: str | os.PathLike[str] | ZooModel, weights: Path | None = None) -> Graph:
+    """The graph of a file, or of ``zoo:NAME`` with the state dict ``weights``, else random ones of seed 0.
+
+    ModelError for anything else.
+    """
+    if isinstance(spec, ZooModel):
+        state = None if spec.weights is None else read_state_dict(spec.weights)
+        return zoo.build(spec.name, state)
     text = os.fspath(spec)
     if text.startswith(ZOO):
-        return zoo.build(text[len(ZOO) :])
+        return load_model(ZooModel(text[len(ZOO) :], weights))
+    if weights is not None:
+        raise ModelError(f"{text}: {weights} is for a model of the zoo, such as zoo:resnet18")
     if text.endswith(".onnx"):
         return simplify(import_onnx(text))
     if text.endswith(".pt2"):
@@ -116,7 +124,7 @@ def check_recipe(recipe: Recipe) -> Checked:
 def _check_outputs(recipe: Recipe) -> None:
     """RecipeError where a result would overwrite what the recipe reads, OutputError where one cannot be written."""
     data = [config.data for config in (recipe.calibration, recipe.evaluation) if config is not None]
-    read = {os.path.realpath(path) for path in (recipe.path, recipe.model, *data) if path is not None}
+    read = {os.path.realpath(path) for path in (recipe.path, recipe.model_file, *data) if path is not None}
     for key, path in (("output", recipe.output), ("report.json", recipe.report_json)):
         if path is None:
             continue
@@ -153,7 +161,7 @@ def _calibrate(checked: Checked, stage: Stage, engine: EngineOptions) -> tuple[C
 
 def _float_bytes(recipe: Recipe, graph: Graph) -> int:
     """The size of the float model's file; of one that is not a file of ours, as if it were."""
-    if recipe.model.suffix == ".npz" and recipe.model.is_file():
+    if isinstance(recipe.model, Path) and recipe.model.suffix == ".npz" and recipe.model.is_file():
         return recipe.model.stat().st_size
     return file_bytes(graph)
 

@@ -84,6 +84,15 @@ def zip_file(
     return path
 
 
+def state_file(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """A state dict of float32 tensors."""
+    tensors = {
+        key: tensor(storage(str(number), array.size), array.shape) for number, (key, array) in enumerate(arrays.items())
+    }
+    body = dict_of(tensors)
+    return zip_file(path, body, {str(number): array.tobytes() for number, array in enumerate(arrays.values())})
+
+
 def legacy_file(path: Path, body: bytes, storages: dict[str, np.ndarray], little: bool = True) -> Path:
     head = [LEGACY_MAGIC, LEGACY_PROTOCOL, {"protocol_version": LEGACY_PROTOCOL, "little_endian": little}]
     data = b"".join(pickle.dumps(part, 2) for part in head) + pickled(body) + pickle.dumps(list(storages), 2)

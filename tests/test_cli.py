@@ -20,7 +20,7 @@ from qtool.cli import COMMANDS, common, main
 from qtool.cli import eval as eval_command
 from qtool.cli.render import megabytes, times
 from qtool.ir.npz import load, save
-from qtool.recipe.schema import Backend
+from qtool.recipe.schema import ZOO_NAMES, Backend
 
 PARTS = ("check", "init", "schema", "presets")
 ALL = [(name,) for name in COMMANDS] + [("recipe", part) for part in PARTS]
@@ -99,7 +99,7 @@ def test_version(cli):
 def test_names_on_the_command_line_are_those_of_the_library():
     assert common.ISAS == native.abi.ISAS
     assert tuple(backend.value for backend in Backend) == common.BACKENDS
-    assert (*zoo.names(), *zoo.sequence_names()) == common.ZOO_NAMES
+    assert (*zoo.names(), *zoo.sequence_names()) == ZOO_NAMES
     assert tuple(metrics.METRICS) == eval_command.METRICS
 
 
@@ -442,8 +442,8 @@ def test_inspect_names_the_reason_for_float(cli, tmp_path):
 
 
 def test_zoo_lists_and_builds(cli, tmp_path):
-    assert all(name in cli("zoo").out for name in common.ZOO_NAMES)
-    assert set(cli("zoo", "--json").json["models"]) == set(common.ZOO_NAMES)
+    assert all(name in cli("zoo").out for name in ZOO_NAMES)
+    assert set(cli("zoo", "--json").json["models"]) == set(ZOO_NAMES)
     plain = cli("zoo", "mobilenet_v2", "--image", "32", "--classes", "3", "--seed", "5", "-o", "m.npz", "--json").json
     assert plain["bytes"] == (tmp_path / "m.npz").stat().st_size
     assert load(tmp_path / "m.npz").values["x"].shape == ("N", 3, 32, 32)

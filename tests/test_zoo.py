@@ -12,13 +12,16 @@ from qtool.ir.verify import verify
 from qtool.ops import attrs_of, check_types, get
 from qtool.zoo.weights import parameters
 
+IMAGES, CLASSES = ("N", 3, 224, 224), ("N", 1000)
 FACTS = {
-    # nodes, trainable parameters (torchvision's own figures; inception_v3 without the auxiliary head), image
-    "resnet18": (69, 11_689_512, 224),
-    "resnet50": (175, 25_557_032, 224),
-    "mobilenet_v2": (152, 3_504_872, 224),
-    "googlenet": (196, 6_624_904, 224),
-    "inception_v3": (313, 23_834_568, 299),
+    # nodes, trainable parameters (the authors' figures; inception_v3 without the auxiliary head), input, output
+    "resnet18": (69, 11_689_512, IMAGES, CLASSES),
+    "resnet50": (175, 25_557_032, IMAGES, CLASSES),
+    "mobilenet_v2": (152, 3_504_872, IMAGES, CLASSES),
+    "googlenet": (196, 6_624_904, IMAGES, CLASSES),
+    "inception_v3": (313, 23_834_568, ("N", 3, 299, 299), CLASSES),
+    "resnet20": (75, 269_722, ("N", 3, 32, 32), ("N", 10)),
+    "dncnn": (48, 556_096, ("N", 1, "H", "W"), ("N", 1, "?dncnn.47.2", "?dncnn.47.3")),
 }
 SOME_KEYS = {
     "resnet18": ("layer1.0.conv1.weight", "layer2.0.downsample.1.running_var", "fc.bias"),
@@ -26,6 +29,8 @@ SOME_KEYS = {
     "mobilenet_v2": ("features.0.0.weight", "features.1.conv.2.bias", "features.18.1.weight", "classifier.1.weight"),
     "googlenet": ("conv2.conv.weight", "inception4e.branch3.1.bn.running_mean", "inception3a.branch4.1.conv.weight"),
     "inception_v3": ("Conv2d_2b_3x3.bn.weight", "Mixed_6e.branch7x7dbl_5.conv.weight", "Mixed_7c.branch_pool.bn.bias"),
+    "resnet20": ("conv1.weight", "layer2.0.conv1.weight", "layer3.2.bn2.running_var", "linear.bias"),
+    "dncnn": ("dncnn.0.weight", "dncnn.0.bias", "dncnn.2.weight", "dncnn.45.running_mean", "dncnn.47.weight"),
 }
 
 
@@ -52,11 +57,11 @@ def test_every_architecture(name):
     graph = zoo.build(name)
     verify(graph)
     check_types(graph)
-    nodes, count, image = FACTS[name]
+    nodes, count, taken, given = FACTS[name]
     assert len(graph.nodes) == nodes
     assert sum(array.size for array in trainable(graph).values()) == count
-    assert graph.values["x"].shape == ("N", 3, image, image)
-    assert graph.values[graph.outputs[0]].shape == ("N", 1000)
+    assert graph.values["x"].shape == taken
+    assert graph.values[graph.outputs[0]].shape == given
     assert set(SOME_KEYS[name]) <= set(graph.initializers)
     assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in graph.initializers.values())
     assert all(np.ptp(array) > 0 for array in graph.initializers.values())
@@ -65,7 +70,7 @@ def test_every_architecture(name):
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_node_belongs_to_a_module_of_torchvision(name):
-    graph = zoo.build(name, classes=2, image=80)
+    graph = zoo.build(name, classes=None if name == "dncnn" else 2, image=80)
     for node in graph.nodes:
         for key in node.inputs[1:]:
             if key in graph.initializers:
@@ -116,6 +121,26 @@ def test_heads_for_training_are_passed_over(name, key):
     assert key not in zoo.build(name, state, image=80).initializers
 
 
+def test_the_first_convolution_of_dncnn_has_a_bias_and_no_other():
+    graph = zoo.build("dncnn")
+    convolutions = [node for node in graph.nodes if node.op == "conv2d"]
+    assert [len(node.inputs) for node in convolutions] == [3] + [2] * 16
+    assert {node.attrs["eps"] for node in graph.nodes if node.op == "batch_norm"} == {1e-4}
+
+
+def test_shortcuts_of_resnet20_leave_out_pixels_and_add_channels():
+    graph = zoo.build("resnet20", seed=2)
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    values = {**graph.initializers, "x": x}
+    for node in graph.nodes:
+        (values[node.outputs[0]],) = get(node.op).reference(attrs_of(node), *[values[name] for name in node.inputs])
+    before, shortcut = values["layer2.2.relu_1"], values["layer3.0.shortcut.pad"]
+    assert shortcut.shape == (2, 64, 8, 8)
+    assert np.array_equal(shortcut[:, 16:48], before[:, :, ::2, ::2])
+    assert not shortcut[:, :16].any()
+    assert not shortcut[:, 48:].any()
+
+
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_the_input_transform_is_no_part_of_the_weights(name):
     plain = zoo.build(name, seed=3, classes=2, image=96)
@@ -160,6 +185,7 @@ def test_unfit_state_dicts(small, change, message):
         ({"name": "resnet18", "seed": -1}, "seed -1"),
         ({"name": "resnet18", "transform": True}, "no input transform"),
         ({"name": "inception_v3", "image": 40}, "got"),
+        ({"name": "dncnn", "classes": 3}, "3 classes, and this architecture is no classifier"),
         ({"name": "resnet18", "image": 0}, "got"),
     ],
 )

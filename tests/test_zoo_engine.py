@@ -14,10 +14,11 @@ from qtool.recipe.presets import get_preset
 from qtool.recipe.schema import Backend
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "native library")
-SIDES = {"resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "googlenet": 64, "inception_v3": 107}
+SIDES = {"resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "googlenet": 64, "inception_v3": 107, "resnet20": 32}
 CASES = [(name, "default", Backend.FBGEMM) for name in SIDES]
 CASES += [("mobilenet_v2", "default", Backend.QNNPACK), ("resnet18", "default", Backend.QNNPACK)]
 CASES += [("resnet18", "onednn", Backend.ONEDNN), ("mobilenet_v2", "accurate", Backend.FBGEMM)]
+CASES += [("resnet20", "accurate", Backend.FBGEMM), ("resnet20", "default", Backend.QNNPACK)]
 
 
 def images(name, count, seed=0):

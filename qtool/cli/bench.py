@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import BACKENDS, ModelArgument, Shared, qtool_version, shared_options
+from qtool.cli.common import BACKENDS, ModelArgument, Shared, load_models, qtool_version, shared_options, weights_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,8 +45,11 @@ PEERS = ("onnxruntime", "openvino", "torch")
 )
 @click.option("--per-op", is_flag=True, help="Time, rate and share of the peak of every operator too.")
 @click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Operators shown; 0 for all.")
+@weights_option
 @shared_options
-def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **options: Any) -> None:
+def command(
+    shared: Shared, models: tuple[str, ...], backend: str, top: int, weights: Path | None, **options: Any
+) -> None:
     """Measure the latency of models in float32 and int8, in turns; zoo:resnet18 and zoo:mobilenet_v2 if none is given.
 
     A float MODEL is also quantized, by default with the backend's default qconfig, calibrated on random inputs: right
@@ -70,14 +74,10 @@ def command(shared: Shared, models: tuple[str, ...], backend: str, top: int, **o
       qtool bench zoo:resnet18 --peer onnxruntime --peer openvino --peer torch
     """
     from qtool.analysis.bench import SCHEMA, BenchOptions, contenders, run_bench
-    from qtool.pipeline import load_model
     from qtool.recipe.schema import Backend, Mode
 
-    loaded = []
-    with shared.progress("load", len(models or DEFAULTS)) as progress:
-        for done, model in enumerate(models or DEFAULTS, 1):
-            loaded.append((model, load_model(model)))
-            progress(done)
+    with shared.progress("load"):
+        loaded = list(zip(models or DEFAULTS, load_models(models or DEFAULTS, weights), strict=True))
     wanted = BenchOptions(
         Backend(backend), options["batch"], options["seconds"], per_op=options["per_op"], peers=options["peers"]
     )

@@ -8,26 +8,28 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from qtool.errors import QtoolError
+from qtool.recipe.schema import ZOO, ZOO_NAMES
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from rich.console import Console, RenderableType
 
     from qtool.analysis.evaluate import EngineOptions
+    from qtool.ir import Graph
 
 EXIT_ERROR, EXIT_GATE, EXIT_INTERRUPTED = 1, 3, 130
 ISAS = ("scalar", "avx2", "avx512vnni", "amx")
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
-ZOO_NAMES = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3", "bert_base_layers", "lstm_lm")
 """The library's names, said again: options must be known without importing what they are about."""
 
 PIPE_COLUMNS = 120
@@ -169,9 +171,27 @@ class ModelArgument(StringType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        names = [f"zoo:{name}" for name in ZOO_NAMES]
+        names = [f"{ZOO}{name}" for name in ZOO_NAMES]
         found = [CompletionItem(name) for name in names if incomplete and name.startswith(incomplete)]
         return found or click.Path().shell_complete(ctx, param, incomplete)
+
+
+weights_option = click.option(
+    "--weights",
+    "-w",
+    type=click.Path(path_type=Path),
+    metavar="FILE.pth",
+    help="A PyTorch state dict for zoo:NAME; random weights if not given.",
+)
+
+
+def load_models(models: Sequence[str], weights: Path | None) -> list[Graph]:
+    """The models of a command line, those of the zoo with the weights that are given."""
+    from qtool.pipeline import load_model
+
+    if weights is not None and not any(model.startswith(ZOO) for model in models):
+        raise click.UsageError("--weights is for models of the zoo, such as zoo:resnet18, of which there are none")
+    return [load_model(model, weights if model.startswith(ZOO) else None) for model in models]
 
 
 def guarded(command: click.Command) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.common import ModelArgument, Shared, load_models, shared_options, weights_option
 from qtool.cli.data import data_config, recipe_option
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ BATCH, BATCHES = 8, 8
 @click.option("--batches", type=click.IntRange(1), default=BATCHES, show_default=True, help="Number of batches.")
 @click.option("--weights-only", is_flag=True, help="Compare weights only; no data are needed.")
 @click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Layers a table shows; 0 for all.")
+@weights_option
 @shared_options
-def command(shared: Shared, float_model: str, quant_model: Path, top: int, **data: Any) -> None:
+def command(shared: Shared, float_model: str, quant_model: Path, top: int, weights: Path | None, **data: Any) -> None:
     """Compare a quantized model with its float one, layer by layer, the worst first; say what to change.
 
     \b
@@ -55,9 +56,9 @@ def command(shared: Shared, float_model: str, quant_model: Path, top: int, **dat
       qtool compare vad.onnx vad.int8.npz --recipe vad.yaml --data speech.wav
     """
     from qtool.analysis.compare import compare
-    from qtool.pipeline import load_model
 
-    graphs = load_model(float_model), load_model(quant_model)
+    real, quant = load_models([float_model, str(quant_model)], weights)
+    graphs = real, quant
     batches, source, total = _batches(graphs, quant_model, data)
     with shared.progress("compare", total) as progress:
         engine = shared.engine

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.common import ModelArgument, Shared, load_models, shared_options, weights_option
 from qtool.cli.data import data_config, recipe_option
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class MetricType(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 @click.option("--metric", type=MetricType(), help=f"{', '.join(METRICS)}, or module:function; top1 if not given.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a batch; 32 if not given.")
 @click.option("--batches", type=click.IntRange(1), help="Number of batches; all if not given.")
+@weights_option
 @shared_options
-def command(shared: Shared, models: tuple[str, ...], **options: Any) -> None:
+def command(shared: Shared, models: tuple[str, ...], weights: Path | None, **options: Any) -> None:
     """Measure the accuracy of models, float or quantized, on the same labelled data, side by side.
 
     top1, top5, perplexity and the bits need class labels ('y'; those of -100 are not scored by the latter), and so
@@ -58,13 +59,12 @@ def command(shared: Shared, models: tuple[str, ...], **options: Any) -> None:
       qtool eval vad.onnx vad.int8.npz --recipe vad.yaml --data speech.wav
     """
     from qtool.analysis.evaluate import measure_accuracy, open_for_all
-    from qtool.pipeline import load_model
 
     if options["data"] is None and options["recipe"] is None:
         raise click.UsageError("give --data FILE, or --recipe for the data that a recipe names")
     config = data_config(**options)
     metric = config.metric or METRICS[0]
-    graphs = [load_model(model) for model in models]
+    graphs = load_models(models, weights)
     data = open_for_all(config, graphs)
     sessions = [shared.engine.session(graph) for graph in graphs]
     with shared.progress("evaluate", data.samples) as progress:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.common import ModelArgument, Shared, load_models, shared_options, weights_option
 
 
 @click.command("export")
@@ -15,8 +15,9 @@ from qtool.cli.common import ModelArgument, Shared, shared_options
 @click.option(
     "--opset", type=click.IntRange(1), metavar="N", help="ONNX operator set; 17 if not given, newer where needed."
 )
+@weights_option
 @shared_options
-def command(shared: Shared, model: str, output: Path, opset: int | None) -> None:
+def command(shared: Shared, model: str, output: Path, opset: int | None, weights: Path | None) -> None:
     """Write a model, float or quantized, as an ONNX file that other engines run. MODEL is a file or zoo:NAME.
 
     A quantized model becomes a QDQ model: int8 weights, and QuantizeLinear and DequantizeLinear around the layers. The
@@ -29,10 +30,9 @@ def command(shared: Shared, model: str, output: Path, opset: int | None) -> None
     """
     from qtool.exporters import export_onnx
     from qtool.ir.files import check_writable
-    from qtool.pipeline import load_model
 
     check_writable(output)
-    graph = load_model(model)
+    (graph,) = load_models([model], weights)
     done = export_onnx(graph, output, opset)
     kind = f"int8, backend {graph.backend}" if graph.is_quantized else "float32"
     if shared.json:

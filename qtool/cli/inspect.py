@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import BACKENDS, ModelArgument, Shared, shared_options
+from qtool.cli.common import BACKENDS, ModelArgument, Shared, load_models, shared_options, weights_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whose default qconfig says what would be quantized.",
 )
+@weights_option
 @shared_options
-def command(shared: Shared, model: str, backend: str) -> None:
+def command(shared: Shared, model: str, backend: str, weights: Path | None) -> None:
     """List a model's layers, shapes and sizes, and what would be quantized. MODEL is a file or zoo:NAME.
 
     MMACs are million multiply-accumulate operations for one sample, with 1 for sizes only known at run time;
@@ -36,9 +38,7 @@ def command(shared: Shared, model: str, backend: str) -> None:
       qtool inspect model.int8.npz
       qtool inspect zoo:mobilenet_v2 --json
     """
-    from qtool.pipeline import load_model
-
-    graph = load_model(model)
+    (graph,) = load_models([model], weights)
     layers = _layers(graph, backend)
     if shared.json:
         shared.emit({"schema": "qtool.inspect/1", **_summary(graph, layers), "layers": layers})
@@ -122,7 +122,10 @@ def _origin(graph: Graph) -> list[str]:
     recipe, used = graph.meta.get("recipe"), graph.meta.get("calibration")
     found = []
     if isinstance(recipe, dict):
-        found.append(f"made by qtool {graph.meta.get('qtool')} from {recipe.get('model')}, mode {recipe.get('mode')}")
+        model = recipe.get("model")
+        if isinstance(model, dict):
+            model = f"zoo:{model.get('zoo')} with {model.get('weights')}"
+        found.append(f"made by qtool {graph.meta.get('qtool')} from {model}, mode {recipe.get('mode')}")
     if isinstance(used, dict):
         digest = str(used.get("sha256"))[:16]
         found.append(f"calibrated on {used.get('samples')} samples of {used.get('data')}, sha256 {digest}...")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import ModelArgument, Shared, shared_options
+from qtool.cli.common import ModelArgument, Shared, load_models, shared_options, weights_option
 from qtool.cli.data import data_config, recipe_option
 
 if TYPE_CHECKING:
@@ -35,9 +35,16 @@ SUFFIXES = (".npz", ".npy")
 @click.option("--split", help="The part of FILE.npz to use.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a run of FILE.npz; 32 if not given.")
 @click.option("--batches", type=click.IntRange(1), help="Number of batches of FILE.npz; all if not given.")
+@weights_option
 @shared_options
 def command(
-    shared: Shared, model: str, data: Path | None, inputs: tuple[str, ...], output: Path | None, **limits: Any
+    shared: Shared,
+    model: str,
+    data: Path | None,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    weights: Path | None,
+    **limits: Any,
 ) -> None:
     """Run a model, float or quantized, on arrays; write its outputs and print their shapes and ranges.
 
@@ -56,12 +63,11 @@ def command(
     """
     from qtool.analysis.inference import run_dataset, summarize, write_outputs
     from qtool.ir.files import check_writable
-    from qtool.pipeline import load_model
     from qtool.quantize.data import open_data
 
     if (data is None and limits["recipe"] is None) == (not inputs):
         raise click.UsageError("give either FILE.npz or --recipe, or --input NAME=FILE.npy for each input")
-    graph = load_model(model)
+    (graph,) = load_models([model], weights)
     if output is not None:
         _check_output(output, len(graph.outputs))
         check_writable(output)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from qtool.cli.common import ZOO_NAMES, Shared, shared_options
+from qtool.cli.common import Shared, shared_options
+from qtool.recipe.schema import ZOO_NAMES
 
 
 @click.command("zoo")
@@ -17,7 +18,7 @@ from qtool.cli.common import ZOO_NAMES, Shared, shared_options
     "-w",
     type=click.Path(path_type=Path),
     metavar="FILE.pth",
-    help="A torchvision state dict; read without PyTorch. Random weights if not given.",
+    help="A PyTorch state dict; read without PyTorch. Random weights if not given.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
 @click.option("--classes", type=click.IntRange(1), help="Outputs of the classifier, 1000 if nothing tells.")
@@ -42,7 +43,8 @@ def command(shared: Shared, name: str | None, output: Path | None, weights: Path
 def _list(shared: Shared) -> None:
     from qtool.zoo import SEQUENCES, ZOO
 
-    images = [(name, f"3 x {entry.image} x {entry.image}", entry.summary) for name, entry in ZOO.items()]
+    sides = {name: "H x W" if entry.image is None else f"{entry.image} x {entry.image}" for name, entry in ZOO.items()}
+    images = [(name, f"{entry.channels} x {sides[name]}", entry.summary) for name, entry in ZOO.items()]
     rows = images + [(name, entry.input, entry.summary) for name, entry in SEQUENCES.items()]
     if shared.json:
         shared.emit({"schema": "qtool.zoo/1", "models": {name: summary for name, _, summary in rows}})

@@ -300,4 +300,4 @@ _mover("dropout", DropoutAttrs, same_type, lambda _, x: x, "Dropout")
 SAME = QuantRule.SAME_AS_INPUT
 register(OpSpec("split", SplitAttrs, ("x",), split_type, split, SAME, onnx=("Split",), kernel="split"))
 register(OpSpec("cat", CatAttrs, ("tensors*",), cat_type, cat, SAME, onnx=("Concat",), kernel="cat"))
-register(OpSpec("pad", PadAttrs, ("x",), pad_type, lambda attrs, x: (pad(attrs, x),), onnx=("Pad",)))
+_mover("pad", PadAttrs, pad_type, pad, "Pad")

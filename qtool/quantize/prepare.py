@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from types import MappingProxyType
 
 from qtool.errors import QuantizationError
 from qtool.ir import EMPTY, DType, Graph, Node, all_nodes, bodies_by_path, body_path
-from qtool.ops import QuantRule, all_ops, get
+from qtool.ops import QuantRule, all_ops, attrs_of, get
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import Fusion, fuse
 from qtool.quantize.groups import ObserverGroup, activation_inputs, make_groups
@@ -192,6 +193,8 @@ def _why_not_static(graph: Graph, node: Node, quantized: set[str]) -> str:
         return "one side of it is a constant, which a linear layer quantizes"
     if node.op == "resize" and (node.attrs.get("mode") == "cubic" or len(inputs) > 1):
         return "only nearest and linear resizing keeps to the range of its input, and only by constant sizes"
+    if node.op == "pad" and not math.isfinite(attrs_of(node).value):
+        return "infinity, which it pads with, has no int8"
     if spec.rule is QuantRule.ACCUMULATE:
         return _why_not_constant(graph, node, _weights_of(node, dynamic=False))
     if spec.rule is QuantRule.SAME_AS_INPUT and not quantized.intersection(inputs):

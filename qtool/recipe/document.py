@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +27,7 @@ from qtool.recipe.kinds import (
 )
 from qtool.recipe.observers import EPS, OBSERVERS, QUANT_LIMIT
 from qtool.recipe.presets import PRESETS
-from qtool.recipe.schema import Backend, Colour, Layout, Mode, QDType, Scheme
+from qtool.recipe.schema import ZOO, ZOO_NAMES, Backend, Colour, Layout, Mode, QDType, Scheme, ZooModel
 
 METRICS = (
     *("top1", "top5", "mse", "psnr", "cosine", "sqnr", "max_error"),
@@ -66,6 +66,32 @@ class MetricName:
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"enum": list(self.words)}, {"type": "string", "pattern": f"^{OWN_METRIC.pattern}$"}]}
+
+
+_ZOO = Table(
+    MappingProxyType(
+        {
+            "zoo": Key(Choice(ZOO_NAMES), "an architecture of the zoo", required=True),
+            "weights": Key(FilePath(), "a PyTorch state dict (random weights)"),
+        }
+    )
+)
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A file, ``zoo:NAME``, or ``{zoo: NAME, weights: FILE}``."""
+
+    def read(self, item: Item, name: str) -> Any:
+        if isinstance(item.value, Mapping):
+            found = _ZOO.read(item, name)
+            return ZooModel(found["zoo"], found.get("weights"))
+        if isinstance(item.value, str) and item.value.startswith(ZOO):
+            return ZooModel(Choice(ZOO_NAMES).read(replace(item, value=item.value.removeprefix(ZOO)), name))
+        return FilePath().read(item, name)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [FilePath().schema(), _ZOO.schema()]}
 
 
 OBSERVER = Table(
@@ -188,7 +214,9 @@ _MEASURED = {
 RECIPE = Table(
     MappingProxyType(
         {
-            "model": Key(FilePath(), "the float model: .npz, .onnx, ...", required=True),
+            "model": Key(
+                ModelKind(), "the float model: .npz, .onnx, zoo:NAME, {zoo: NAME, weights: FILE}", required=True
+            ),
             "output": Key(FilePath(), "where the quantized model is written", required=True),
             "mode": Key(_words(Mode), "static (calibrated), dynamic (activations at run time) or qat (static)"),
             "backend": Key(_words(Backend), "default qconfigs and int8 arithmetic (fbgemm)"),

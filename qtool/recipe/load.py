@@ -139,7 +139,7 @@ def _preprocess(values: Mapping[str, Any], item: Item, name: str) -> Preprocess:
 
 def _check_together(recipe: Recipe, item: Item) -> None:
     """What no single key is wrong in."""
-    if recipe.model.resolve() == recipe.output.resolve():
+    if recipe.model_file is not None and recipe.model_file.resolve() == recipe.output.resolve():
         item.entries()["output"].fail("output: is the model itself, which would be overwritten")
     modes = [rule.qconfig.mode or recipe.mode for rule in recipe.rules if rule.qconfig is not None]
     calibrated = next((mode for mode in modes if mode is not Mode.DYNAMIC), None)

@@ -218,12 +218,31 @@ class Gates:
     max_metric: float | None = None
 
 
+ZOO = "zoo:"
+ZOO_NAMES = (
+    *("resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3", "resnet20", "dncnn"),
+    *("bert_base_layers", "lstm_lm"),
+)
+"""The architectures of the zoo, said again: recipes and options are read without importing what they are about."""
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """An architecture of the zoo with the weights of a PyTorch state dict, or random ones (seed 0)."""
+
+    name: str
+    weights: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{ZOO}{self.name}" + (f" with {self.weights}" if self.weights else "")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything ``qtool quantize`` needs to know. ``fuse`` is "auto", "none" or the eager style's lists of modules."""
 
     path: Path | None
-    model: Path
+    model: Path | ZooModel
     output: Path
     mode: Mode
     backend: Backend
@@ -239,3 +258,8 @@ class Recipe:
     report_json: Path | None = None
     resolved: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """The recipe as plain values with presets expanded, for the file and the report."""
+
+    @property
+    def model_file(self) -> Path | None:
+        """The file that the model or its weights are read from; None for random weights."""
+        return self.model.weights if isinstance(self.model, ZooModel) else self.model

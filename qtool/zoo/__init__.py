@@ -1,4 +1,4 @@
-"""Known architectures as graph builders; image classifiers have the module names and keys of torchvision."""
+"""Known architectures as graph builders; those for images have the module names and keys of torchvision or authors."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from qtool.errors import ModelError
 from qtool.ir import Array, Graph
 from qtool.zoo import weights as fill
 from qtool.zoo.blocks import Net, transform_input
+from qtool.zoo.dncnn import dncnn
 from qtool.zoo.googlenet import googlenet
 from qtool.zoo.inception_v3 import inception_v3
 from qtool.zoo.mobilenet_v2 import mobilenet_v2
 from qtool.zoo.resnet import resnet18, resnet50
+from qtool.zoo.resnet_cifar import resnet20
 from qtool.zoo.sequence import bert_base_layers, lstm_lm
-
-DEFAULT_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One entry of the zoo.
 
-    ``fc`` is the module path of the classifier, ``training_only`` what the keys of heads begin with that torchvision's
-    state dict has and inference does not need; ``transforms`` says that torchvision's pretrained model changes the
-    normalization of its input.
+    ``image`` is the side of the input, None for any size. ``classes`` is their default number, 0 for what is no
+    classifier. ``fc`` is the module path of the classifier, ``training_only`` what the keys of heads begin with that
+    torchvision's state dict has and inference does not need; ``transforms`` says that torchvision's pretrained model
+    changes the normalization of its input.
     """
 
     build: Callable[[Net, int], Graph]
     summary: str
-    image: int = 224
+    image: int | None = 224
+    channels: int = 3
+    classes: int = 1000
     fc: str = "fc"
     training_only: tuple[str, ...] = ()
     transforms: bool = False
@@ -48,6 +51,8 @@ ZOO: Mapping[str, Architecture] = {
     "inception_v3": Architecture(
         inception_v3, "factorized inception modules", image=299, training_only=("AuxLogits.",), transforms=True
     ),
+    "resnet20": Architecture(resnet20, "residual net of 20 layers for CIFAR", image=32, classes=10, fc="linear"),
+    "dncnn": Architecture(dncnn, "denoiser of 17 layers, gives the noise", image=None, channels=1, classes=0),
 }
 
 
@@ -87,12 +92,13 @@ def build(
 ) -> Graph:
     """A model of the zoo; its ``meta`` names the mode that it is usually quantized in, where that is not static.
 
-    An image classifier: input ``x`` (N, 3, image, image) in float32, output the logits (N, classes).
+    An image classifier: input ``x`` (N, 3, image, image) in float32, output the logits (N, classes); or a denoiser.
 
     ``weights`` is a state dict by torchvision's keys; without it, weights are random, decided by ``seed`` alone.
-    ``classes`` is by default as many as the weights have, 1000 without them. ``image`` is the side of the input, by
-    default the architecture's own (224, inception_v3 299). ``transform`` puts torchvision's ``transform_input`` before
-    googlenet and inception_v3, as their pretrained weights want it.
+    ``classes`` is by default as many as the weights have, 1000 (resnet20: 10) without them. ``image`` is the side of
+    the input, by default the architecture's own (224, inception_v3 299, resnet20 32, dncnn any height and width).
+    ``transform`` puts torchvision's ``transform_input`` before googlenet and inception_v3, as their pretrained weights
+    want it.
 
     A model of sequences, see ``sequence.py``, has nothing but its seed to choose.
 
@@ -106,7 +112,7 @@ def build(
     architecture = _find(name)
     if transform and not architecture.transforms:
         raise ModelError(f"{name} has no input transform; only googlenet and inception_v3 have one")
-    net = Net(name, architecture.image if image is None else image)
+    net = Net(name, architecture.image if image is None else image, architecture.channels)
     if transform:
         net.x = transform_input(net, net.x)
     graph = architecture.build(net, _class_count(architecture, weights, classes))
@@ -131,8 +137,10 @@ def _find(name: str) -> Architecture:
 
 def _class_count(architecture: Architecture, weights: Mapping[str, Array] | None, classes: int | None) -> int:
     if classes is not None:
+        if not architecture.classes:
+            raise ModelError(f"got {classes} classes, and this architecture is no classifier")
         if classes < 1:
             raise ModelError(f"got {classes} classes, expected at least 1")
         return classes
     bias = None if weights is None else weights.get(f"{architecture.fc}.bias")
-    return DEFAULT_CLASSES if bias is None or np.ndim(bias) != 1 or not len(bias) else len(bias)
+    return architecture.classes if bias is None or np.ndim(bias) != 1 or not len(bias) else len(bias)

@@ -28,14 +28,16 @@ class Window:
 
 
 class Net:
-    """Builds an image classifier: input ``x`` of shape (N, channels, image, image) in float32, output the logits.
+    """Builds a net for images: input ``x`` of shape (N, channels, image, image) in float32; without ``image``, of any
+    height and width.
 
     Every layer method takes the value it reads and the module name, relative to the open scopes, and gives its output.
     """
 
-    def __init__(self, name: str, image: int, channels: int = 3) -> None:
+    def __init__(self, name: str, image: int | None, channels: int = 3) -> None:
         self._builder = Builder(name)
-        self.x = self._builder.input("x", ("N", channels, image, image))
+        sides = ("H", "W") if image is None else (image, image)
+        self.x = self._builder.input("x", ("N", channels, *sides))
 
     def scope(self, part: str) -> AbstractContextManager[None]:
         return self._builder.scope(part)
@@ -44,13 +46,14 @@ class Net:
         """Size of the second axis."""
         return int(self._builder.value(x).shape[1])
 
-    def conv(self, x: str, name: str, out: int, window: Window, groups: int = 1) -> str:
-        """A convolution without bias: batch_norm follows in all of these architectures."""
+    def conv(self, x: str, name: str, out: int, window: Window, groups: int = 1, *, bias: bool = False) -> str:
+        """A convolution, without bias where batch_norm follows, as nearly everywhere in these architectures."""
         kernel = _pair(window.kernel)
         with self.scope(name):
-            weight = self._param("weight", (out, self.channels(x) // groups, *kernel))
+            params = [self._param("weight", (out, self.channels(x) // groups, *kernel))]
+            params += [self._param("bias", (out,))] if bias else []
             return self._builder.node(
-                "conv2d", [x, weight], stride=_pair(window.stride), padding=_both_sides(window.padding), groups=groups
+                "conv2d", [x, *params], stride=_pair(window.stride), padding=_both_sides(window.padding), groups=groups
             )
 
     def batch_norm(self, x: str, name: str, eps: float = 1e-5) -> str:
@@ -71,6 +74,16 @@ class Net:
 
     def cat(self, *inputs: str) -> str:
         return self._builder.node("cat", inputs, name="cat", dim=1)
+
+    def subsample(self, x: str, stride: int) -> str:
+        """Every ``stride``-th row and column."""
+        for axis in (2, 3):
+            x = self._builder.node("slice", [x], name="slice", dim=axis, step=stride)
+        return x
+
+    def pad_channels(self, x: str, count: int) -> str:
+        """``count`` channels of zeros before and after."""
+        return self._builder.node("pad", [x], name="pad", pad=(0, 0, 0, 0, count, count))
 
     def max_pool(self, x: str, window: Window, name: str = "") -> str:
         """A pool that is the module ``name``, or a function where it has none."""

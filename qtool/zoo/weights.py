@@ -56,6 +56,8 @@ SAMPLES = 5
 RECTANGLES = 200
 SAMPLE_SHARE = 4 / 7
 """Side of the sample images as a share of the architecture's own (128 for 224): a third of the arithmetic."""
+ANY_SIZE = 48
+"""The side where the architecture takes any."""
 
 
 def random(graph: Graph, seed: int) -> Graph:
@@ -90,6 +92,7 @@ def _read_last_by(graph: Graph, node: Node) -> list[str]:
 def _sample_images(graph: Graph, seed: int) -> Array:
     """White noise and pictures of rectangles, whose edges, flat parts and colours are much as a photograph's."""
     _, channels, image, _ = (int(n) if isinstance(n, int) else 0 for n in graph.values[graph.inputs[0]].shape)
+    image = image or ANY_SIZE
     side = max(round(min(image, 299) * SAMPLE_SHARE), min(image, 96))
     drawn = stream(seed, "images")
     images = drawn.standard_normal((SAMPLES, channels, side, side))
@@ -122,7 +125,8 @@ def _normal(graph: Graph, key: str, seed: int, deviation: float) -> Array:
 def _fill_conv(graph: Graph, node: Node, _: Array, seed: int) -> dict[str, Array]:
     key = node.inputs[1]
     fan_in = int(np.prod(graph.initializers[key].shape[1:]))
-    return {key: _normal(graph, key, seed, (2 / fan_in) ** 0.5)}
+    biases = {bias: _normal(graph, bias, seed, 0.1) for bias in node.inputs[2:]}
+    return {key: _normal(graph, key, seed, (2 / fan_in) ** 0.5), **biases}
 
 
 def _fill_batch_norm(_: Graph, node: Node, x: Array, seed: int) -> dict[str, Array]:

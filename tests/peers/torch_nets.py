@@ -1,4 +1,4 @@
-"""The inference parts of five torchvision models, with torchvision's module names; torchvision is not needed."""
+"""The inference parts of the zoo's models, with the module names of torchvision or of their authors."""
 
 from __future__ import annotations
 
@@ -294,10 +294,56 @@ class InceptionV3(nn.Module):
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))
 
 
+class CifarBlock(nn.Module):
+    def __init__(self, cin, width):
+        super().__init__()
+        self.conv1 = nn.Conv2d(cin, width, 3, width // cin, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.missing = (width - cin) // 2
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.missing:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.missing, self.missing))
+        return F.relu(y + x)
+
+
+class ResNet20(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(CifarBlock(cin, width), CifarBlock(width, width), CifarBlock(width, width))
+            for cin, width in ((16, 16), (16, 32), (32, 64))
+        )
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))
+
+
+class DnCNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(1, 64, 3, padding=1), nn.ReLU()]
+        for _ in range(15):
+            layers += [nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64, eps=1e-4), nn.ReLU()]
+        self.dncnn = nn.Sequential(*layers, nn.Conv2d(64, 1, 3, padding=1, bias=False))
+
+    def forward(self, x):
+        return self.dncnn(x)
+
+
 TORCH = {
     "resnet18": lambda **more: ResNet(BasicBlock, (2, 2, 2, 2), **more),
     "resnet50": lambda **more: ResNet(Bottleneck, (3, 4, 6, 3), **more),
     "mobilenet_v2": MobileNetV2,
     "googlenet": GoogLeNet,
     "inception_v3": InceptionV3,
+    "resnet20": ResNet20,
+    "dncnn": DnCNN,
 }

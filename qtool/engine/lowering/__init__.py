@@ -12,6 +12,7 @@ from qtool.engine.lowering.matmul import lower_matmul
 from qtool.engine.lowering.move import (
     lower_cat,
     lower_identity,
+    lower_pad,
     lower_permute,
     lower_reshape,
     lower_slice,
@@ -78,6 +79,7 @@ LOWERINGS: Mapping[str, Lower] = {
     "transpose": lower_permute,
     "cat": lower_cat,
     "slice": lower_slice,
+    "pad": lower_pad,
     "split": lower_split,
     **{f"{name}{suffix}": lower_recurrent for name in GATES for suffix in ("", "_dynamic")},
 }
@@ -101,6 +103,7 @@ ANY_LAYOUT = frozenset(
         "dropout",
         "cat",
         "slice",
+        "pad",
         "split",
     )
 )
