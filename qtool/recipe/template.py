@@ -32,6 +32,7 @@ calibration:
   split: {calibration_split}
   batch_size: 32
   # batches: 16     # all of them, where this is left out
+  # shuffle: 0      # a random order, and with samples: [0, 512] here and [512, null] below, parts that do not overlap
 
 # Labelled data that both models are measured on.
 evaluation:
