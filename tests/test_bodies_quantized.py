@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import wave
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,40 +221,50 @@ def test_a_body_may_meet_arrays_without_elements():
     np.testing.assert_allclose(rows, run_from_nothing(graph, "reference"), rtol=1e-5, atol=1e-6)
 
 
-SILERO = Path(os.environ.get("QTOOL_TEST_DATA", "/nonexistent")) / "speech" / "silero_vad.onnx"
+SPEECH = Path(os.environ.get("QTOOL_TEST_DATA", "/nonexistent")) / "speech"
+LARGEST = {("dynamic", "qnnpack"): 0.02, ("dynamic", "fbgemm"): 0.05, ("static", "onednn"): 0.3}
+"""Difference of a probability. fbgemm takes 7 bits of activations at run time; static layers follow one another."""
 
 
-@pytest.mark.skipif(not SILERO.is_file(), reason="QTOOL_TEST_DATA holds no speech")
-@pytest.mark.parametrize(("mode", "backend"), [("dynamic", "qnnpack"), ("dynamic", "fbgemm"), ("static", "onednn")])
+def speech(start: int, count: int) -> list[np.ndarray]:
+    """Windows of 512 samples, each behind the last 64 of the one before it."""
+    with wave.open(str(SPEECH / "silero_test.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+    padded = np.concatenate([np.zeros(64, np.float32), samples])
+    return [padded[at * 512 : at * 512 + 576][None] for at in range(start, start + count)]
+
+
+def listen(session: Session, chunks: list[np.ndarray]) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """What goes in, the state of the last chunk among it, and the probabilities of speech that come out."""
+    state, fed, found = np.zeros((2, 1, 128), np.float32), [], []
+    for chunk in chunks:
+        fed.append({"input": chunk, "state": state, "sr": np.array(16000, np.int64)})
+        result = session.run(fed[-1])
+        state = result["stateN"]
+        found.append(result["output"][0, 0])
+    return fed, np.array(found)
+
+
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="QTOOL_TEST_DATA holds no speech")
+@pytest.mark.parametrize(("mode", "backend"), LARGEST)
 def test_silero(mode: str, backend: str):
     """Its layers are all in an ``if`` on the sample rate; the state is carried from chunk to chunk."""
     pytest.importorskip("onnx")
     from qtool.pipeline import load_model
 
-    graph = load_model(SILERO)
-    rng = np.random.default_rng(0)
-    loud = 10 ** rng.uniform(-3, -0.5, (30, 1, 1))  # silence, noise and bursts
-    chunks = (loud * rng.standard_normal((30, 1, 576))).astype(np.float32)
-
-    def states(session: Session) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
-        state, found = np.zeros((2, 1, 128), np.float32), []
-        for chunk in chunks:
-            feeds = {"input": chunk, "state": state, "sr": np.array(16000, np.int64)}
-            result = session.run(feeds)
-            state = result["stateN"]
-            found.append((feeds, result["output"]))
-        return found
-
-    real = states(Session(optimize(graph)))
+    graph, chunks = load_model(SPEECH / "silero_vad.onnx"), speech(0, 200)
+    session = Session(optimize(graph))
+    _, real = listen(session, chunks)
+    assert real.min() < 0.1
+    assert real.max() > 0.9
+    calibration = () if mode == "dynamic" else listen(session, speech(200, 150))[0]
     rules = {"": DYNAMIC} if mode == "dynamic" else {"": PRESETS["onednn"].qconfig, "re:.*stft": None}
     options = PrepareOptions(Mode(mode), Backend(backend))
-    made, debug = (
-        quantize(graph, rules, [feeds for feeds, _ in real], options, debug=debug).graph for debug in (False, True)
-    )
+    made, debug = (quantize(graph, rules, calibration, options, debug=debug).graph for debug in (False, True))
     names = {name.rpartition("__")[2] for name in int8_layers(made) if name.startswith("If_0.then_branch.")}
     expected = {".decoder.rnn"} if mode == "dynamic" else {f"encoder.{n}.reparam_conv" for n in range(4)}
     assert expected <= names
-    runs = zip(real, states(Session(made)), states(Session(debug)), strict=True)
-    for (_, probability), (_, got), (_, same) in runs:
-        assert np.abs(got - probability).max() < 0.02
-        assert np.array_equal(got, same)
+    _, got = listen(Session(made), chunks)
+    assert np.abs(got - real).max() < LARGEST[mode, backend]
+    assert np.mean((got > 0.5) == (real > 0.5)) > 0.98
+    assert np.array_equal(listen(Session(debug), chunks)[1], got)
