@@ -58,19 +58,34 @@ struct Features {
   __mmask16 lanes;
   __m512 scale, bias, low, high;
   __m512i sums;
+  __m512i zero;       // of the first row: the zero point's part of the sums
+  __m512 multiplier;  // of the first row
 
   inline __attribute__((always_inline)) Features(const QlinearDynamicTile& tile, int at)
       : first(at), lanes(first_lanes(tile.columns - at)), scale(_mm512_load_ps(tile.scale + at)),
         bias(_mm512_load_ps(tile.bias + at)), low(_mm512_set1_ps(tile.low)), high(_mm512_set1_ps(tile.high)),
-        sums(_mm512_load_si512(tile.sums + at)) {}
+        sums(_mm512_load_si512(tile.sums + at)), zero(zero_of(tile, 0)), multiplier(multiplier_of(tile, 0)) {}
+
+  inline __attribute__((always_inline)) __m512i zero_of(const QlinearDynamicTile& tile, int row) const {
+    return _mm512_mullo_epi32(_mm512_set1_epi32(tile.x_zero[row]), sums);
+  }
+
+  inline __attribute__((always_inline)) __m512 multiplier_of(const QlinearDynamicTile& tile, int row) const {
+    return _mm512_mul_ps(_mm512_set1_ps(tile.x_scale[row]), scale);
+  }
 
   inline __attribute__((always_inline)) void finish(const QlinearDynamicTile& tile, int row, __m512i sum) const {
-    const __m512i zero = _mm512_mullo_epi32(_mm512_set1_epi32(tile.x_zero[row]), sums);
-    const __m512 acc = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, zero));
-    const __m512 multiplier = _mm512_mul_ps(_mm512_set1_ps(tile.x_scale[row]), scale);
-    __m512 y = tile.fused ? _mm512_fmadd_ps(acc, multiplier, bias) : _mm512_add_ps(_mm512_mul_ps(acc, multiplier), bias);
+    const bool shared = tile.same_params;
+    const __m512 acc = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, shared ? zero : zero_of(tile, row)));
+    const __m512 factor = shared ? multiplier : multiplier_of(tile, row);
+    __m512 y = tile.fused ? _mm512_fmadd_ps(acc, factor, bias) : _mm512_add_ps(_mm512_mul_ps(acc, factor), bias);
     y = _mm512_min_ps(high, _mm512_max_ps(low, y));  // in this order NaN passes
-    _mm512_mask_storeu_ps(tile.out + row * tile.pitch + first, lanes, y);
+    float* out = tile.out + row * tile.pitch + first;
+    if (lanes == 0xffff) {  // masked stores are slow on AMD
+      _mm512_storeu_ps(out, y);
+    } else {
+      _mm512_mask_storeu_ps(out, lanes, y);
+    }
   }
 };
 

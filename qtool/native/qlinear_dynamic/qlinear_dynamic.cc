@@ -60,6 +60,9 @@ class QlinearDynamic final : public Op {
   QuantParams find_params(const RunContext& context, float* ranges) const;
   void quantize(const RunContext& context, const RowBlock& block, const QuantParams* params) const;
   void multiply(const RunContext& context, const RowBlock& block) const;
+  int64_t panel_bytes(const Panel& panel) const {
+    return groups_ * kernel_.group * panel.vectors * kernel_.step;
+  }
   void run_panel(const RowBlock& block, int64_t begin, int64_t end, const Panel& panel, float* out) const;
 
   qt_linear_dynamic_args args_;  // without its arrays
@@ -178,6 +181,8 @@ void QlinearDynamic::run_panel(const RowBlock& block, int64_t begin, int64_t end
   tile.low = args_.out_min_f;
   tile.high = args_.out_max_f;
   tile.fused = args_.fused != 0;
+  tile.same_params = args_.row_wise == 0;
+  const int8_t* next = panel.weight + panel_bytes(panel);
   const int64_t tiles = ceil_div(end - begin, kernel_.rows);
   for (int64_t t = 0; t < tiles; t++) {
     const int64_t row = begin + part_begin(end - begin, tiles, t);
@@ -186,6 +191,9 @@ void QlinearDynamic::run_panel(const RowBlock& block, int64_t begin, int64_t end
     tile.x_scale = block.scale + row;
     tile.x_zero = block.zero + row;
     tile.out = out + (block.first + row) * args_.out_features + panel.output;
+    // The first tiles bring the next panel near, which lies behind this one; the others their own, which is there.
+    const bool first = t * groups_ * 64 < panel_bytes(panel);
+    tile.prefetch = first ? next + t * groups_ * 64 : panel.weight;
     kernel_.run(tile);
   }
 }

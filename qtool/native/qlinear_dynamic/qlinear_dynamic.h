@@ -39,6 +39,8 @@ struct QlinearDynamicTile {
   int columns;             // features to write, at most width; only the last vector may be partly used
   float low, high;
   bool fused;              // one rounding for product and bias
+  bool same_params;        // x_scale and x_zero are the same for all rows
+  const int8_t* prefetch;  // a line of 64 bytes a group that may be brought nearer: a part of the next panel
 };
 
 struct QlinearDynamicKernel {

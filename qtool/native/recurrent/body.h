@@ -13,11 +13,12 @@ static inline float clipped(float x, float clip) {
   return -clip > x ? -clip : x;
 }
 
-void lstm(const RecurrentRow& row) {
+// The flags are template arguments: compilers make no vectors of a loop that asks for them.
+template <bool coupled>
+static inline void lstm_cell(const RecurrentRow& row) {
   const int64_t n = row.count;
   const float *a = row.product, *b = row.projected, *p = row.peephole;
   const float clip = row.clip;
-  const bool coupled = row.flag;
   float *h = row.hidden, *c = row.memory;
   EACH_UNIT {
     const float i = sigmoid_of(clipped(a[j] + b[j] + p[j] * c[j], clip));
@@ -29,6 +30,8 @@ void lstm(const RecurrentRow& row) {
     h[j] = o * tanh_of(clipped(next, clip));
   }
 }
+
+void lstm(const RecurrentRow& row) { row.flag ? lstm_cell<true>(row) : lstm_cell<false>(row); }
 
 void gru(const RecurrentRow& row) {
   const int64_t n = row.count;
@@ -64,17 +67,19 @@ void finish(const RecurrentRow& row) {
   }
 }
 
-void rnn(const RecurrentRow& row) {
+template <bool relu>
+static inline void rnn_cell(const RecurrentRow& row) {
   const int64_t n = row.count;
   const float *a = row.product, *b = row.projected;
   const float clip = row.clip;
-  const bool relu = row.flag;
   float* h = row.hidden;
   EACH_UNIT {
     const float x = clipped(a[j] + b[j], clip);
     h[j] = relu ? (0.0f > x ? 0.0f : x) : tanh_of(x);
   }
 }
+
+void rnn(const RecurrentRow& row) { row.flag ? rnn_cell<true>(row) : rnn_cell<false>(row); }
 
 constexpr RecurrentKernels kKernels = {lstm, gru, reset, finish, rnn};
 
