@@ -21,7 +21,7 @@ from qtool.exporters import export_onnx  # noqa: E402
 from qtool.ir import DType  # noqa: E402
 from qtool.ops import Builder  # noqa: E402
 from qtool.pipeline import load_model  # noqa: E402
-from qtool.recipe.schema import Backend  # noqa: E402
+from qtool.recipe.schema import Backend, Mode  # noqa: E402
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_models"
 WAYS = {
@@ -32,6 +32,10 @@ WAYS = {
         for kind, what in (("float32", "float32"), ("int8", "FX x86"))
     },
 }
+
+
+def normal(rng, *shape):
+    return (0.3 * rng.standard_normal(shape)).astype(np.float32)
 
 
 @pytest.fixture(params=PEERS)
@@ -99,6 +103,24 @@ def test_a_file_goes_to_the_peer_as_it_stands(graph, tmp_path, engine):
     path.write_bytes(b"something else")
     with pytest.raises(EngineError, match=f"{engine} does not run"):
         open_peer(engine, given)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_models_go_to_each_peers_own_dynamic_quantization(peer):
+    b, rng = Builder("words"), np.random.default_rng(0)
+    y = b.input("x", (5, "N", 32))
+    sizes = ((1, 4 * 24, 32), (1, 4 * 24, 24), (1, 8 * 24))
+    y, _, _ = b.nodes("lstm", [y, *(b.param(f"p{i}", normal(rng, *s)) for i, s in enumerate(sizes))], 3, hidden_size=24)
+    y = b.node("squeeze", [y], dim=(1,))
+    real = b.finish([b.node("linear", [y, b.param("w", normal(rng, 40, 24)), b.param("b", normal(rng, 40))])])
+    given = job(quantize_quickly(real, Backend.FBGEMM, mode=Mode.DYNAMIC), real)
+    assert given.dynamic
+    found = open_peer(peer, given)
+    assert found.failed == ()
+    assert "FX" not in found.how
+    (theirs,) = found.run(given.feeds)
+    (exact,) = EngineOptions().session(real).run(given.feeds).values()
+    np.testing.assert_allclose(theirs, exact, atol=0.1 * np.abs(exact).max())
 
 
 def test_a_peer_that_cannot_does_not_stop_the_others(graph):

@@ -72,8 +72,10 @@ def _fastest(name: str, job: Job, ways: list[Way]) -> Peer:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line that says something; OpenVINO's begin with where in its source they come from."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or lines
+    return (telling[0] if telling else type(error).__name__)[:300]
 
 
 def versions(name: str) -> str:

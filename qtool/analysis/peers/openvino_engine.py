@@ -13,6 +13,7 @@ from typing import Any
 from qtool.analysis.peers.job import Job, Run, Way
 from qtool.ir import Array
 
+RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence")
 SUBSET = 300
 """NNCF takes at most so many samples; here there are far fewer."""
 
@@ -25,8 +26,13 @@ def ways(job: Job, folder: Path) -> list[Way]:
     how = "float32" if not job.quantized else "dynamic, exported" if job.dynamic else "QDQ"
     found = [Way(how, lambda: _compiled(job, _read(job, job.file(folder))))]
     if job.quantized and job.real is not None:
-        found.append(Way("NNCF", lambda: _compiled(job, _by_nncf(job, _read(job, job.float_file(folder))))))
+        how = "NNCF, recurrent layers in float32" if _recurrent(job) else "NNCF"
+        found.append(Way(how, lambda: _compiled(job, _by_nncf(job, _read(job, job.float_file(folder))))))
     return found
+
+
+def _recurrent(job: Job) -> bool:
+    return any(node.op.partition("_")[0] in ("lstm", "gru", "rnn") for node in job.graph.nodes)
 
 
 def _read(job: Job, path: Path) -> Any:
@@ -54,6 +60,8 @@ def _by_nncf(job: Job, model: Any) -> Any:
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=min(SUBSET, len(samples)),
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            # OpenVINO's own recurrent layers do not take the quantized weights that NNCF gives them.
+            ignored_scope=nncf.IgnoredScope(types=list(RECURRENT), validate=False) if _recurrent(job) else None,
         )
 
 
