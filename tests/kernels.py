@@ -9,7 +9,9 @@ What ran is remembered; the session fails at its end when a row that this CPU ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from qtool import native
 from qtool.native import Buffer, KernelRow, Kind, Op, Plan, abi
 
+SOURCE = Path(__file__).resolve().parent.parent / "qtool" / "native"
 GUARD = 4096
 POISON = 0xA5
 
@@ -38,6 +41,14 @@ def _marks(row: KernelRow) -> list[pytest.MarkDecorator]:
     if row.isa in native.supported_isas():
         return []
     return [pytest.mark.skip(reason=f"this CPU does not have {row.isa}")]
+
+
+def compile_flags(isa: str = "") -> list[str]:
+    """How the files of an instruction set, or all others, are compiled."""
+    flags = {"": ""}
+    for name, text in re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", (SOURCE / "CMakeLists.txt").read_text()):
+        flags[name] = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda match: flags[match[1]], text)
+    return ["-std=c++17", "-ffp-contract=off", "-DQT_X86=1", "-DQT_AMX=1", f"-I{SOURCE}", *flags[isa].split()]
 
 
 def isas() -> list[Any]:

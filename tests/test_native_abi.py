@@ -6,14 +6,13 @@ import ctypes
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from kernels import SOURCE, compile_flags
 
 from qtool.native import abi
 from qtool.native.library import library
 
-SOURCE = Path(__file__).resolve().parent.parent / "qtool" / "native"
 STRUCTS = [*dict.fromkeys(abi.ARGS.values()), abi.CBuffer, abi.COp, abi.CPlanDesc]
 
 pytestmark = pytest.mark.usefixtures("need_native")
@@ -104,27 +103,9 @@ ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|av
 def test_instruction_set_files_export_no_weak_symbol(path, tmp_path):
     """The linker keeps one copy of a weak symbol, and it could be this one, for code that runs on every CPU. Without
     optimization, because inlining hides them."""
-    cmake = (SOURCE / "CMakeLists.txt").read_text()
-    flags: dict[str, str] = {}
-    for name, text in re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", cmake):
-        flags[name] = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda m: flags[m[1]], text)
     isa = re.search(r"(avx2|avx512vnni|amx)\.cc$", path.name)[1]
     target = tmp_path / "kernel.o"
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O0",
-        "-c",
-        "-w",
-        "-fno-exceptions",
-        "-DQT_X86=1",
-        "-DQT_AMX=1",
-        f"-I{SOURCE}",
-        *flags[isa].split(),
-        str(path),
-        "-o",
-        str(target),
-    ]
+    command = ["g++", *compile_flags(isa), "-O0", "-c", "-w", "-fno-exceptions", str(path), "-o", str(target)]
     subprocess.run(command, check=True)
     listing = subprocess.run(["nm", "-C", "--defined-only", str(target)], check=True, capture_output=True, text=True)
     weak = [line for line in listing.stdout.splitlines() if re.search(r" [WwVvu] ", line)]

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels import SOURCE, compile_flags
 from qconv_cases import Case, linear, numbers
 
 from qtool import native
 from qtool.native import Buffer, Kind, Op, Plan, abi
 from qtool.native.library import library
 
-SOURCE = Path(__file__).resolve().parent.parent / "qtool" / "native"
+HAS_KERNELS = native.available() and "qtileconv_amx" in {row.name for row in native.kernels()}
 FACE = """
 #include "core/tile.h"
 extern "C" {
@@ -42,8 +43,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "face.cc").write_text(FACE)
     sources = [str(folder / "face.cc"), str(SOURCE / "core" / "tile_emulation.cc")]
     target = folder / "unit.so"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DQT_EMULATE_AMX=1", f"-I{SOURCE}"]
-    subprocess.run(["g++", *flags, *sources, "-o", str(target)], check=True)
+    subprocess.run(["g++", *compile_flags(), "-O1", "-shared", "-fPIC", *sources, "-o", str(target)], check=True)
     return target
 
 
@@ -170,9 +170,7 @@ def _inner_loops(path: str) -> list[list[str]]:
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
-@pytest.mark.skipif(
-    "qtileconv_amx" not in {row.name for row in native.kernels()}, reason="the library has no AMX kernels"
-)
+@pytest.mark.skipif(not HAS_KERNELS, reason="the library has no AMX kernels")
 @pytest.mark.skipif("emulated" in native.isa_note("amx"), reason="the library emulates tiles")
 def test_inner_loops_have_their_loads_and_products_and_nothing_on_the_stack():
     loops = _inner_loops(library()._name)
@@ -181,3 +179,33 @@ def test_inner_loops_have_their_loads_and_products_and_nothing_on_the_stack():
     for body in loops:
         assert sum("tdpbusd" in text for text in body) == 4
         assert not [text for text in body if "%rsp" in text or "%rbp" in text or "zmm" in text], body
+
+
+TRAP_SOURCES = {
+    "tests/tile_trap.cc": "",
+    "qtool/native/core/tile_emulation.cc": "",
+    "qtool/native/qtileconv/scalar.cc": "",
+    "qtool/native/qtileconv/amx.cc": "amx",
+    "qtool/native/qlinear_dynamic/amx.cc": "amx",
+    "qtool/native/qlinear_dynamic/avx512vnni.cc": "avx512vnni",
+}
+
+
+@pytest.mark.skipif(not (shutil.which("g++") and SOURCE.is_dir()), reason="needs g++ and the sources")
+@pytest.mark.skipif("avx512vnni" not in native.supported_isas(), reason="this CPU does not have avx512vnni")
+@pytest.mark.skipif(not HAS_KERNELS, reason="the library has no AMX kernels")
+def test_what_the_compiler_made_of_the_kernels_gives_the_same_bits(tmp_path):
+    """Not the emulating build: the instructions themselves, each done by the model where the CPU refuses it."""
+    objects = []
+    for i, (source, isa) in enumerate(TRAP_SOURCES.items()):
+        objects.append(str(tmp_path / f"{i}.o"))
+        command = ["g++", *compile_flags(isa), "-O3", "-w", "-c", str(SOURCE.parent.parent / source), "-o", objects[-1]]
+        subprocess.run(command, check=True)
+    subprocess.run(["g++", *objects, "-o", str(tmp_path / "trap")], check=True)
+    done = subprocess.run([str(tmp_path / "trap")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kernel in ("qtileconv_amx", "qlinear_dynamic_amx"):
+        counts = re.search(rf"{kernel}: (\d+) results are the same, (\d+) tile instructions trapped", done.stdout)
+        assert counts is not None
+        assert int(counts[1]) > 100_000
+        assert int(counts[2]) > 1000 or native.isa_note("amx") == ""

@@ -3,8 +3,8 @@
 
 namespace qtool {
 
-// Whether the CPU has every instruction of a qt_isa, the operating system keeps its registers and, for tiles, allows them
-// to this process: that is asked for at the first call.
+// Whether the CPU has every instruction of a qt_isa, the operating system keeps its registers and, for tiles, lets this
+// process have them: that is asked for at the first call.
 bool cpu_supports(int isa);
 
 // Why a qt_isa is not supported, or that it is emulated; "" where there is nothing to say.

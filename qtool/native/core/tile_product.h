@@ -7,7 +7,7 @@
 //   - The store of an accumulator takes as long as a product, but beside other products. So block t begins with the
 //     stores of block t - 1, each just before that accumulator is loaded anew and gets its first product.
 //   - Sums whose store is still under way are read slowly. So those of block t - 2 are finished (made bytes, or floats)
-//     while block t multiplies, from a second buffer: 4 pieces of work a step, over the first steps.
+//     while block t multiplies, from a second buffer: two pieces of work a step, over the first four steps.
 //   - An accumulator begins as 16 copies of one row (a load with pitch 0): start values cost nothing.
 //   - Rows of a should each lie in one cache line: two lines a row make a load five times as slow.
 //   - Prefetching into the L1 cache takes the load ports that tiles need. Prefetching the next panel into the L2 cache,
@@ -93,30 +93,26 @@ TILE_INLINE void run_block(const Rows& given, const TileColumns& columns, int64_
   const bool single = steps == 1;
   exchange<R, 0>(c, last);
   multiply<R, 0>(a, pitch, first, c, weight);
-  if (single) work.finish(done, 0, 4);
   exchange<R, 1>(c, last);
   multiply<R, 1>(a, pitch, first, c, weight);
-  if (single) work.finish(done, 4, 4);
+  if (single) work.finish(done, 0, 8);
   exchange<R, 2>(c, last);
   multiply<R, 2>(a, pitch, first, c, weight);
-  if (single) work.finish(done, 8, 4);
   exchange<R, 3>(c, last);
   multiply<R, 3>(a, pitch, first, c, weight);
-  if (single) work.finish(done, 12, 4);
+  if (single) work.finish(done, 8, 8);
 
   const int64_t mixed = steps > 4 ? 4 : steps > 2 ? 2 : steps - 1;
-  const int count = single ? 0 : static_cast<int>(4 / mixed);
-  for (int part = 0; part < mixed * 4 * count; part += 4 * count) {
+  const int count = single ? 0 : static_cast<int>(8 / mixed);
+  for (int part = 0; part < mixed * 2 * count; part += 2 * count) {
     const int64_t offset = Rows::next(&step);
     weight += c.step;
     multiply<R, 0>(a, pitch, offset, c, weight);
     work.finish(done, part, count);
     multiply<R, 1>(a, pitch, offset, c, weight);
-    work.finish(done, part + count, count);
     multiply<R, 2>(a, pitch, offset, c, weight);
-    work.finish(done, part + 2 * count, count);
+    work.finish(done, part + count, count);
     multiply<R, 3>(a, pitch, offset, c, weight);
-    work.finish(done, part + 3 * count, count);
   }
 
   const int64_t rest = steps - 1 - mixed;

@@ -43,7 +43,7 @@ INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m512i (&sum)[
 INLINE __m512i rounded(const QconvJob& job, __m512i sum, int vector, const uint8_t* residual) {
   const QconvFinish& f = *job.finish;
   const int column = vector * kLanes;
-  __m512 r = scaled(sum, job.bias + column, job.multiplier + column);
+  __m512 r = scaled(sum, _mm512_load_ps(job.bias + column), _mm512_load_ps(job.multiplier + column));
   if (residual != NULL) r = with_residual(f, r, residual + column, first_lanes(job.columns) >> column);
   return to_integers(f, r);
 }
@@ -62,7 +62,7 @@ INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m512i (&s
     }
     const __m512i bytes = packed(*job.finish, q);
     UNROLL for (int i = 0; i < kTogether; i++) {
-      if (r + i < R) store_bytes<V>(job.out + tile.outputs[r + i], bytes, i, job.columns);
+      if (r + i < R) store_bytes<V>(job.out + tile.outputs[r + i], bytes, i, first_lanes(job.columns));
     }
   }
 }

@@ -15,8 +15,8 @@ constexpr int kLanes = 16;
 
 INLINE __mmask64 first_lanes(int count) { return ~(__mmask64)0 >> (64 - count); }  // 1..64
 
-INLINE __m512 scaled(__m512i sum, const float* bias, const float* multiplier) {
-  return _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(bias)), _mm512_load_ps(multiplier));
+INLINE __m512 scaled(__m512i sum, __m512 bias, __m512 multiplier) {
+  return _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(sum), bias), multiplier);
 }
 
 INLINE __m512 with_residual(const QconvFinish& f, __m512 r, const uint8_t* residual, __mmask64 lanes) {
@@ -46,10 +46,9 @@ INLINE __m512i packed(const QconvFinish& f, const __m512i (&q)[4]) {
   return _mm512_permutexvar_epi32(order, bytes);
 }
 
-// Row `row` of rows of V * 16 columns in `bytes`; the first `columns` of them.
+// The chosen columns of row `row` of rows of V * 16 columns in `bytes`.
 template <int V>
-INLINE void store_bytes(uint8_t* out, __m512i bytes, int row, int columns) {
-  const __mmask64 lanes = first_lanes(columns);
+INLINE void store_bytes(uint8_t* out, __m512i bytes, int row, __mmask64 lanes) {
   if (V > 2) {
     _mm512_mask_storeu_epi8(out, lanes, bytes);
   } else if (V == 2) {

@@ -70,8 +70,8 @@ bool is_depthwise(const qt_conv_args& a) {
   return a.groups > 1 && a.groups == a.in_channels && a.groups == a.out_channels;
 }
 
-// A tile's product has 5 to 6 times the multiplications of vectors in the same time, used or not. With k up to 32 both are
-// as fast, and what lies around the products is dearer for tiles.
+// A tile's product has 5 to 6 times the multiplications of vectors in the same time, used or not. With k up to 32 both
+// are as fast, and what lies around the products is dearer for tiles.
 bool fills_tiles(const qt_conv_args& a) {
   const int64_t pixels = int64_t{a.batch} * a.out_height * a.out_width, channels = a.out_channels / a.groups;
   const int64_t depth = int64_t{a.kernel_height} * a.kernel_width * (a.in_channels / a.groups);

@@ -9,7 +9,7 @@ namespace {
 
 template <int R, bool RESIDUAL>
 struct Layer {
-  static constexpr int V = 4 / R;
+  static constexpr int V = 4 / R, kPartRows = R;  // 64 sums
   const QtileconvJob& job;
 
   TileColumns columns(int64_t panel) const {
@@ -18,32 +18,39 @@ struct Layer {
     return {p.weight, step, 1024, 64, p.start, 16, p.weight + job.steps * step, job.steps * step / 64};
   }
 
-  // A call of its own: inlined, it would take the registers of the loop over the steps.
+  // A call of its own: inlined, it would take the registers of the loop over the steps. Copies, since a store of bytes
+  // might change all else.
   __attribute__((noinline)) void finish(const TileSums& done, int from, int count) const {
     if (done.block < 0) return;
-    for (int part = from; part < from + count; part++) finish_part(done, part);
-  }
-
-  // 4 / V rows.
-  inline __attribute__((always_inline)) void finish_part(const TileSums& done, int part) const {
     const QtileconvPanel& p = job.panels[done.panel];
-    const int first = part * 4 / V;
-    const int64_t* outputs = job.outputs + done.block * R * 16 + first;
-    const int32_t* sums = done.sums + first / 16 * V * kTileSums + first % 16 * 16;
-    __m512i q[4];
-    UNROLL for (int i = 0; i < 4; i++) {
-      const int v = i % V, column = v * kLanes;
-      __m512 r = scaled(_mm512_load_si512(sums + v * kTileSums + i / V * 16), p.bias + column, p.multiplier + column);
-      if (RESIDUAL) {
-        const int64_t at = outputs[i / V];
-        const __mmask64 lanes = at < 0 ? 0 : first_lanes(p.columns) >> column;
-        r = with_residual(*job.finish, r, job.residual + p.output + at + column, lanes);
-      }
-      q[i] = to_integers(*job.finish, r);
+    const QconvFinish f = *job.finish;
+    const __mmask64 lanes = first_lanes(p.columns);
+    uint8_t* out = job.out + p.output;
+    const uint8_t* residual = RESIDUAL ? job.residual + p.output : NULL;
+    __m512 bias[V], multiplier[V];
+    UNROLL for (int v = 0; v < V; v++) {
+      bias[v] = _mm512_load_ps(p.bias + v * kLanes);
+      multiplier[v] = _mm512_load_ps(p.multiplier + v * kLanes);
     }
-    const __m512i bytes = packed(*job.finish, q);
-    UNROLL for (int i = 0; i < 4 / V; i++) {
-      if (outputs[i] >= 0) store_bytes<V>(job.out + p.output + outputs[i], bytes, i, p.columns);
+    const int64_t* outputs = job.outputs + done.block * R * 16 + from * kPartRows;
+    const int64_t* end = outputs + count * kPartRows;
+    uint32_t row = static_cast<uint32_t>(from) * kPartRows;
+    for (; outputs != end; outputs += kPartRows, row += kPartRows) {
+      const int32_t* sums = done.sums + row / 16 * V * kTileSums + row % 16 * kLanes;
+      __m512i q[4];
+      UNROLL for (int i = 0; i < 4; i++) {
+        const int v = i % V;
+        __m512 r = scaled(_mm512_load_si512(sums + v * kTileSums + i / V * kLanes), bias[v], multiplier[v]);
+        if (RESIDUAL) {
+          const int64_t at = outputs[i / V];
+          r = with_residual(f, r, residual + at + v * kLanes, at < 0 ? 0 : lanes >> v * kLanes);
+        }
+        q[i] = to_integers(f, r);
+      }
+      const __m512i bytes = packed(f, q);
+      UNROLL for (int i = 0; i < kPartRows; i++) {
+        if (outputs[i] >= 0) store_bytes<V>(out + outputs[i], bytes, i, lanes);
+      }
     }
   }
 };

@@ -21,6 +21,7 @@ constexpr Row<const QtileconvKernel*> kRows[] = {
 // should be read once for as many rows as do.
 constexpr int64_t kWeightBytes = 512 << 10, kFewRowBytes = 128 << 10, kManyRowBytes = 512 << 10;
 constexpr int64_t kLeastPixels = 64;  // of a chunk
+constexpr int64_t kChunks = 4;        // for each thread, at least
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -74,16 +75,21 @@ Qtileconv::Qtileconv(const qt_conv_args& args, const Row<const QtileconvKernel*>
   if (source_.units() * source_.pixels_a_unit() > 0) cut_chunks(context.threads);
 }
 
+// A thread is given a part of the pixels or, where there is more of the weights than of the activations, of the weights.
 void Qtileconv::cut_chunks(int64_t threads) {
-  const int64_t units = source_.units(), unit_bytes = source_.unit_bytes(), panels = panels_.size();
+  const int64_t units = source_.units(), panels = panels_.size();
   const int64_t weight_bytes = panels * static_cast<int64_t>(source_.offsets().size()) * (4 / row_tiles_) * 1024;
   const int64_t row_bytes = weight_bytes > kWeightBytes ? kManyRowBytes : kFewRowBytes;
-  const int64_t least = ceil_div(kLeastPixels, source_.pixels_a_unit());
-  row_parts_ = ceil_div(units, std::max(least, row_bytes / unit_bytes));
-  if (threads > 1) row_parts_ = std::max(row_parts_, std::min(4 * threads, units / least));
-  // Each part of the panels gathers the rows again.
-  const int64_t wanted = threads == 1 ? 1 : source_.kind() == TileSource::kGathered ? threads : 4 * threads;
-  panel_parts_ = std::min(panels, ceil_div(wanted, row_parts_));
+  const int64_t least = ceil_div(kLeastPixels, source_.pixels_a_unit()), most_parts = std::max<int64_t>(1, units / least);
+  row_parts_ = ceil_div(units, std::max(least, row_bytes / source_.unit_bytes()));
+  panel_parts_ = 1;
+  const bool even = panels % threads == 0 || panels >= 4 * threads;
+  if (threads > 1 && even && weight_bytes > extents_.inputs[0] + extents_.output) {
+    panel_parts_ = std::min(panels, threads);  // no more: each gathers the rows again
+  } else if (threads > 1) {
+    row_parts_ = std::max(row_parts_, std::min(round_up(std::max(row_parts_, kChunks * threads), threads), most_parts));
+    panel_parts_ = std::min(panels, ceil_div(threads, row_parts_));
+  }
   const int64_t most = ceil_div(units, row_parts_);
   most_tiles_ = round_up(source_.most_tiles(most), row_tiles_);
   copy_bytes_ = source_.copy_bytes(most);
