@@ -68,6 +68,20 @@ TileSource::TileSource(const qt_conv_args& a, void (*gather)(const QtileconvGath
 
 int64_t TileSource::unit_bytes() const { return kind_ == kPadded ? padded_width_ * channels_ : pitch_; }
 
+int64_t TileSource::tiles() const {
+  if (kind_ != kPadded) return ceil_div(units(), kRows);
+  int64_t count = 0;
+  for (int64_t y = 0, x = 0; y < out_height_; count++) {  // as place_lines
+    x += kRows;
+    y += x / padded_width_;
+    x %= padded_width_;
+    if (x < out_width_) continue;
+    x = 0;
+    y++;
+  }
+  return batch_ * count;
+}
+
 int64_t TileSource::most_tiles(int64_t units) const {
   if (kind_ != kPadded) return ceil_div(units, kRows);
   return ceil_div(units * padded_width_, kRows) + units;  // each picture's lines may end within a tile

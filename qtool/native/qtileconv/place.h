@@ -25,6 +25,7 @@ class TileSource {
   int64_t unit_bytes() const;                   // of a, about
   int64_t pitch() const { return pitch_; }      // from one row of a tile to the next
   const std::vector<int64_t>& offsets() const { return offsets_; }  // of the steps
+  int64_t tiles() const;  // of all units, placed at once
   int64_t most_tiles(int64_t units) const;
   int64_t copy_bytes(int64_t units) const;
 

@@ -31,13 +31,13 @@ constexpr int64_t part_begin(int64_t count, int64_t parts, int64_t index) {
   return count / parts * index + std::min(index, count % parts);
 }
 
-// R for the fewest products. Of two with as many: four row tiles where they are all, since weights are then read once,
-// and two elsewhere.
+// R for the fewest products. Where no other has many less, four row tiles if they are all, so that weights are read
+// once, and two elsewhere, which loads least.
 int choose_row_tiles(int64_t row_tiles, int64_t column_tiles) {
   int best = row_tiles > 2 && row_tiles <= 4 ? 4 : 2;
   const auto blocks = [&](int r) { return ceil_div(row_tiles, r) * ceil_div(column_tiles, 4 / r); };
   for (const int r : {2, 4, 1}) {
-    if (blocks(r) < blocks(best)) best = r;
+    if (10 * blocks(r) < 9 * blocks(best)) best = r;
   }
   return best;
 }
@@ -70,24 +70,26 @@ class Qtileconv final : public Op {
 Qtileconv::Qtileconv(const qt_conv_args& args, const Row<const QtileconvKernel*>& row, const MakeContext& context)
     : row_(row), extents_(qconv_extents(args)), finish_(qconv_finish(args)), after_(args, row.isa),
       source_(args, row.kernel->gather), pitch_(args.out_channels), residual_(args.residual),
-      row_tiles_(choose_row_tiles(source_.most_tiles(source_.units()), ceil_div(args.out_channels / args.groups, 16))),
+      row_tiles_(choose_row_tiles(source_.tiles(), ceil_div(args.out_channels / args.groups, 16))),
       panels_(pack_qtileconv(args, row_tiles_, context.memory)) {
   if (source_.units() * source_.pixels_a_unit() > 0) cut_chunks(context.threads);
 }
 
-// A thread is given a part of the pixels or, where there is more of the weights than of the activations, of the weights.
+// A thread is given a part of the pixels or, where the weights are more than the activations, of the weights.
 void Qtileconv::cut_chunks(int64_t threads) {
   const int64_t units = source_.units(), panels = panels_.size();
   const int64_t weight_bytes = panels * static_cast<int64_t>(source_.offsets().size()) * (4 / row_tiles_) * 1024;
   const int64_t row_bytes = weight_bytes > kWeightBytes ? kManyRowBytes : kFewRowBytes;
-  const int64_t least = ceil_div(kLeastPixels, source_.pixels_a_unit()), most_parts = std::max<int64_t>(1, units / least);
+  const int64_t least = ceil_div(kLeastPixels, source_.pixels_a_unit());
+  const int64_t most_parts = std::max<int64_t>(1, units / least);
   row_parts_ = ceil_div(units, std::max(least, row_bytes / source_.unit_bytes()));
   panel_parts_ = 1;
   const bool even = panels % threads == 0 || panels >= 4 * threads;
   if (threads > 1 && even && weight_bytes > extents_.inputs[0] + extents_.output) {
     panel_parts_ = std::min(panels, threads);  // no more: each gathers the rows again
   } else if (threads > 1) {
-    row_parts_ = std::max(row_parts_, std::min(round_up(std::max(row_parts_, kChunks * threads), threads), most_parts));
+    const int64_t even_parts = round_up(std::max(row_parts_, kChunks * threads), threads);
+    row_parts_ = std::max(row_parts_, std::min(even_parts, most_parts));
     panel_parts_ = std::min(panels, ceil_div(threads, row_parts_));
   }
   const int64_t most = ceil_div(units, row_parts_);
