@@ -12,7 +12,7 @@ from kernels import isas, kernel_rows, run_kernel
 
 import qtool
 from qtool.engine import reference
-from qtool.errors import EngineError
+from qtool.errors import DataError, EngineError
 from qtool.ir import DType, Graph
 from qtool.native import Buffer, Kind, Op, Plan, abi
 from qtool.ops.builder import Builder
@@ -172,7 +172,7 @@ def test_lengths_beyond_the_steps_are_refused(isa):
     case = Case("gru", lengths=True)
     graph = quantized(case.graph(0))
     feeds = case.feeds(graph, 0) | {"lengths": np.array([1, 4])}
-    with pytest.raises(EngineError, match="sequence lengths from 1 to 4, expected 0 to 3"):
+    with pytest.raises(DataError, match="'gru': got sequence lengths from 1 to 4, expected 0 to 3"):
         qtool.Session(graph, isa=isa).run(feeds)
 
 

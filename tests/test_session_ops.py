@@ -63,7 +63,7 @@ def test_int8_activations_have_the_bits_of_the_reference(name, backend, isa):
 PARAMETERS = {"conv1d", "conv2d", "linear", "batch_norm", "layer_norm", "prelu", "embedding", "matmul"}
 """Operators whose other inputs are parameters."""
 SKIPPED = {"quantize", "dequantize", "linear_dynamic", "lstm_dynamic", "gru_dynamic", "rnn_dynamic", "embedding_rows"}
-FALL_BACK = {"embedding", "sum"}
+FALL_BACK = {"sum"}
 """Operators that have no native form."""
 SELDOM = {*FALL_BACK, "mean", "pad"}
 """And those that have one for few of their forms."""

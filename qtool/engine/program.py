@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from qtool.engine import reference
 from qtool.engine.control import RunBody
 from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
+from qtool.errors import DataError, EngineError
 from qtool.ir import Array, Graph, Node
 from qtool.native import Buffer, Op, Plan
 
 Arrays = Mapping[str, Array]
+T = TypeVar("T")
 
 
 class Timing(NamedTuple):
@@ -127,17 +130,27 @@ class NativePart:
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         results = self._empty()
-        self._plan.run(*self._bound(arrays, results))
+        self._call(self._plan.run, arrays, results)
         return results
 
     def profile(self, arrays: Arrays) -> tuple[dict[str, Array], list[Timing]]:
         results = self._empty()
-        seconds = self._plan.profile(*self._bound(arrays, results))
+        seconds = self._call(self._plan.profile, arrays, results)
         return results, list(map(Timing, self._nodes, self._plan.kernels, seconds))
 
     @property
     def bytes(self) -> int:
         return self._plan.bytes
+
+    def _call(self, call: Callable[..., T], arrays: Arrays, results: Arrays) -> T:
+        """Runs the plan; DataError, as of the reference, for what an operator has to say of its data."""
+        try:
+            return call(*self._bound(arrays, results))
+        except EngineError as error:
+            found = re.fullmatch(r"operator (\d+): (.*)", str(error))
+            if found is None:
+                raise
+            raise DataError(f"'{self._nodes[int(found[1])]}': {found[2]}") from None
 
     def _empty(self) -> dict[str, Array]:
         return {name: np.empty(shape, dtype) for name, (shape, dtype) in self._shapes.items()}

@@ -51,6 +51,7 @@ class Kind(enum.IntEnum):
     RECURRENT = 16
     SMATMUL = 17
     CEILING = 18
+    GATHER = 19
 
 
 class Binary(enum.IntEnum):
@@ -222,6 +223,11 @@ class CopyArgs(Args):
     ]
 
 
+class GatherArgs(Args):
+    c_name = "qt_gather_args"
+    _fields_: ClassVar = [*_longs("count table_rows row_bytes"), *_ints("index_bytes wrap")]
+
+
 class PermuteArgs(Args):
     c_name = "qt_permute_args"
     _fields_: ClassVar = [
@@ -333,6 +339,7 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.DEQUANTIZE: QuantizeArgs,
     Kind.COPY: CopyArgs,
     Kind.PERMUTE: PermuteArgs,
+    Kind.GATHER: GatherArgs,
     Kind.SAFFINE: AffineArgs,
     Kind.SSOFTMAX: RowsArgs,
     Kind.SLAYERNORM: RowsArgs,

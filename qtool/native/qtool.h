@@ -7,7 +7,8 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE and SMATMUL exactly; any other operator needs that slack there too.
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER and SMATMUL exactly; any other operator needs that
+// slack there too.
 // The output of LUT, SUNARY, QBINARY, SBINARY and SAFFINE may be the very bytes of their first input; every other output
 // must lie apart from the inputs.
 #ifndef QTOOL_H_
@@ -60,7 +61,8 @@ enum qt_op_kind {
   QT_OP_RECURRENT = 16,      // qt_recurrent_args: float32; in: x [, lengths] [, initial h] [, initial c]
   QT_OP_SMATMUL = 17,        // qt_matmul_args: float32; in: a, b [, mask]
   QT_OP_CEILING = 18,        // qt_ceiling_args: what the machine can do at most
-  QT_OP_COUNT = 19,
+  QT_OP_GATHER = 19,         // qt_gather_args: rows of a table by number; in: numbers, table
+  QT_OP_COUNT = 20,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -194,6 +196,13 @@ typedef struct qt_copy_args {
   int64_t rows, row_bytes, in_stride, out_stride, in_offset, out_offset;  // bytes
   const uint8_t* lut;  // requantizes u8 on the way, or NULL
 } qt_copy_args;
+
+// Copies the rows of a table that are numbered; a number that is no row ends the run with QT_INVALID.
+typedef struct qt_gather_args {
+  int64_t count, table_rows, row_bytes;
+  int32_t index_bytes;  // 4 or 8
+  int32_t wrap;         // negative numbers count from the end
+} qt_gather_args;
 
 typedef struct qt_permute_args {
   int32_t rank, element_bytes;

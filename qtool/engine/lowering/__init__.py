@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from qtool.engine.lowering.accumulate import lower_accumulate, lower_linear_dynamic
 from qtool.engine.lowering.binary import lower_binary
+from qtool.engine.lowering.gather import lower_gather
 from qtool.engine.lowering.groups import ACCUMULATING, Group, alone, make_groups
 from qtool.engine.lowering.layout import Layout
 from qtool.engine.lowering.matmul import lower_matmul
@@ -81,6 +82,8 @@ LOWERINGS: Mapping[str, Lower] = {
     "slice": lower_slice,
     "pad": lower_pad,
     "split": lower_split,
+    "embedding": lower_gather,
+    "gather": lower_gather,
     **{f"{name}{suffix}": lower_recurrent for name in GATES for suffix in ("", "_dynamic")},
 }
 

@@ -146,6 +146,15 @@ class Segment:
             forms[layout] = self._copied(forms[layout], None)
         return forms[layout]
 
+    def as_given(self, name: str) -> int:
+        """The buffer of a value for an operator that reads exactly; a constant is not copied for it."""
+        if name not in self.source.constants:
+            return self.read(name, Layout.PLAIN, direct=True)
+        array = np.ascontiguousarray(self.source.constants[name])
+        buffer = self.buffer(array.nbytes)
+        self.bindings[buffer] = Binding(Role.CONSTANT, name, array)
+        return buffer
+
     def write(self, name: str, layout: Layout) -> int:
         """A new buffer for a value that the node makes."""
         return self.alias(name, layout, self.buffer(math.prod(self.shape(name)) * self._item_bytes(name)))

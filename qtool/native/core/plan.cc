@@ -194,7 +194,11 @@ void qt_plan::run(void* const* external, double* seconds) {
     const Step& step = steps_[i];
     for (int j = 0; j < step.input_count; j++) context.inputs[j] = addresses_[step.inputs[j]];
     context.output = addresses_[step.output];
-    step.op->run(context);
+    try {
+      step.op->run(context);
+    } catch (const InvalidPlan& error) {  // of what it was given
+      throw InvalidPlan("operator " + std::to_string(i) + ": " + error.what());
+    }
     if (seconds == nullptr) continue;
     const double end = qtool::now();
     seconds[i] += end - last;

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/rows.h"
+#include "layout/gather.h"
 #include "layout/permute.h"
 
 namespace qtool {
@@ -183,6 +184,7 @@ std::unique_ptr<Op> make_layout(const qt_op& op, const MakeContext& context) {
       return std::make_unique<QuantizeOp<false>>(*static_cast<const qt_quantize_args*>(op.args), row);
     case QT_OP_COPY: return std::make_unique<CopyOp>(*static_cast<const qt_copy_args*>(op.args), row);
     case QT_OP_PERMUTE: return std::make_unique<PermuteOp>(*static_cast<const qt_permute_args*>(op.args), row);
+    case QT_OP_GATHER: return make_gather(*static_cast<const qt_gather_args*>(op.args), row.name);
     default: throw InvalidPlan("this is no layout operator");
   }
 }
