@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from kernels import SOURCE, compile_flags
 
 from qtool.native import abi
-from qtool.native.library import library
+from qtool.native.library import VARIABLE, library
 
 STRUCTS = [*dict.fromkeys(abi.ARGS.values()), abi.CBuffer, abi.COp, abi.CPlanDesc]
 
@@ -89,6 +92,27 @@ def _c_type(kind: type) -> str:
     if issubclass(kind, ctypes.Array):
         return f"{plain[kind._type_]}[{kind._length_}]"
     return "pointer"
+
+
+# ---- which library ----------------------------------------------------------------------------------------------
+
+
+def _printed(code: str, named: Path) -> str:
+    environment = {**os.environ, VARIABLE: str(named), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_named_library_is_the_one_that_is_loaded(tmp_path):
+    named = Path(shutil.copy(library()._name, tmp_path / "other.so"))
+    assert _printed("from qtool.native.library import library; print(library()._name)", named) == str(named)
+
+
+def test_a_named_library_that_cannot_be_loaded_is_said(tmp_path):
+    (tmp_path / "text.so").write_text("text")
+    for named in (tmp_path / "none.so", tmp_path / "text.so"):
+        text = _printed("from qtool import native; print(native.available(), native.why_not())", named)
+        assert text.startswith(f"False {named} cannot be loaded: ")
 
 
 # ---- symbols ----------------------------------------------------------------------------------------------------
