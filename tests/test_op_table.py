@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from qtool.engine.lowering import LOWERINGS
+from qtool.ops.registry import all_ops
 from qtool.ops.table import operator_page
 
 PAGE = Path(__file__).parent.parent / "qtool" / "ops" / "README.md"
+
+
+def test_operators_said_to_be_native_are_those_with_a_lowering():
+    assert {name for name, spec in all_ops().items() if spec.kernel} == set(LOWERINGS)
 
 
 def test_the_page_is_what_the_records_say():

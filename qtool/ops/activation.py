@@ -210,5 +210,6 @@ register(
         reference=lambda _, x, weight: (prelu(x, weight),),
         rule=FREE,
         onnx=("PRelu",),
+        kernel="prelu",
     )
 )

@@ -79,5 +79,6 @@ register(
         infer=embedding_type,
         reference=embedding,
         onnx=("Gather",),
+        kernel="embedding",
     )
 )

@@ -278,12 +278,13 @@ def _register(
     infer: Callable[..., Types],
     function: Callable[..., tuple[Array, ...]],
     name: str = "",
+    kernel: str = "",
 ) -> None:
-    spec = OpSpec(name or function.__name__, attrs, inputs, infer, function, onnx=(onnx,))
+    spec = OpSpec(name or function.__name__, attrs, inputs, infer, function, onnx=(onnx,), kernel=kernel)
     register(dataclasses.replace(spec, empty=True))
 
 
-_register("Gather", AxisAttrs, ("data", "indices"), _gather_type, gather)
+_register("Gather", AxisAttrs, ("data", "indices"), _gather_type, gather, kernel="gather")
 _register("GatherElements", AxisAttrs, ("data", "indices"), _elements_type, gather_elements)
 _register("GatherND", GatherNdAttrs, ("data", "indices"), _gather_nd_type, gather_nd)
 _register("ScatterND", ScatterNdAttrs, ("data", "indices", "updates"), _scatter_nd_type, scatter_nd)

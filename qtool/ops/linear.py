@@ -126,5 +126,6 @@ register(
         reference=lambda _, a, b: (np.asarray(np.matmul(a, b)),),
         rule=QuantRule.FREE,
         onnx=("MatMul",),
+        kernel="matmul",
     )
 )

@@ -264,6 +264,6 @@ def rnn(attrs: RecurrentAttrs, *inputs: Array | None) -> tuple[Array, ...]:
 
 
 INPUTS = ("x", "w", "r", "b?", "sequence_lens?", "initial_h?")
-register(OpSpec("lstm", LstmAttrs, (*INPUTS, "initial_c?", "p?"), _type(4, 3, 2), lstm, onnx=("LSTM",)))
-register(OpSpec("gru", GruAttrs, INPUTS, _type(3, 2, 1), gru, onnx=("GRU",)))
-register(OpSpec("rnn", RecurrentAttrs, INPUTS, _type(1, 1, 1), rnn, onnx=("RNN",)))
+register(OpSpec("lstm", LstmAttrs, (*INPUTS, "initial_c?", "p?"), _type(4, 3, 2), lstm, onnx=("LSTM",), kernel="lstm"))
+register(OpSpec("gru", GruAttrs, INPUTS, _type(3, 2, 1), gru, onnx=("GRU",), kernel="gru"))
+register(OpSpec("rnn", RecurrentAttrs, INPUTS, _type(1, 1, 1), rnn, onnx=("RNN",), kernel="rnn"))

@@ -48,5 +48,6 @@ for _kind, _attrs in (("lstm", LstmDynamicAttrs), ("gru", GruDynamicAttrs), ("rn
             reference=_float.reference,
             weights=(1, 2),
             dynamic_of=_kind,
+            kernel=f"{_kind}_dynamic",
         )
     )

@@ -46,6 +46,7 @@ register(
         reference=mean,
         rule=QuantRule.SAME_AS_INPUT,
         onnx=("ReduceMean",),
+        kernel="mean",
     )
 )
 register(OpSpec("sum", ReduceAttrs, ("x",), reduce_type, total, onnx=("ReduceSum",)))
