@@ -64,6 +64,7 @@ UNARY = {
         0.0,
     ),
     abi.Unary.SILU: (lambda x: x / (1 + math.exp(-x)), 0.0, 0.0),
+    abi.Unary.EXP: (math.exp, 0.0, 0.0),
 }
 
 
@@ -86,6 +87,7 @@ UNITS = {
     abi.Unary.TANH: (math.tanh, 4.0),
     abi.Unary.GELU: (lambda x: 0.5 * x * math.erfc(-x / math.sqrt(2)), 8.0),
     abi.Unary.SILU: (lambda x: x / (1 + math.exp(-x)), 4.0),
+    abi.Unary.EXP: (math.exp, 2.0),
 }
 """The function and how many units in the last place the kernels may be wrong, by ``core/functions.h``."""
 
@@ -115,8 +117,8 @@ def test_nan_infinities_and_zeros(row, kind):
     assert clamps or np.isnan(got[0::4]).all()
     limit = {abi.Unary.CLAMP: 2.0, abi.Unary.TANH: 1.0, abi.Unary.SIGMOID: 1.0, abi.Unary.HARDSIGMOID: 1.0}
     np.testing.assert_array_equal(got[1::4], np.float32(limit.get(kind, np.inf)))
-    half = {abi.Unary.SIGMOID, abi.Unary.HARDSIGMOID}
-    np.testing.assert_array_equal(got[2::4], np.float32(0.5 if kind in half else 0.0))
+    zero = {abi.Unary.SIGMOID: 0.5, abi.Unary.HARDSIGMOID: 0.5, abi.Unary.EXP: 1.0}
+    np.testing.assert_array_equal(got[2::4], np.float32(zero.get(kind, 0.0)))
 
 
 @pytest.mark.parametrize("row", kernel_rows("eltwise"))

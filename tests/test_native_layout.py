@@ -168,6 +168,36 @@ def test_random_permutations(row):
         )
 
 
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.int64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_move_rows(row, dtype, threads):
+    """Rows here and there, neighbours that are moved together, the fill, and rows that stay as they are."""
+    rng = np.random.default_rng(11)
+    for outer, rows, width, count in [(1, 1, 1, 1), (3, 7, 5, 20), (2, 40, 3, 3000), (1, 900, 64, 2000), (2, 9, 0, 4)]:
+        x = rng.integers(0, 127, (outer, rows, width)).astype(dtype)
+        y = rng.integers(0, 127, (outer, count + 5, width)).astype(dtype)
+        source = rng.integers(-1, rows, count).astype(np.int32)
+        source[: min(count, rows) // 2] = np.arange(min(count, rows) // 2)
+        target = np.sort(rng.permutation(count + 5)[:count]).astype(np.int32)
+        fill = np.array([77], dtype)
+        args = abi.make(
+            abi.MoveArgs,
+            outer=outer,
+            count=count,
+            in_rows=rows,
+            out_rows=count + 5,
+            row_bytes=width * fill.itemsize,
+            source=source,
+            target=target,
+            fill=(*fill.tobytes(), *bytes(8 - fill.itemsize)),
+            element_bytes=fill.itemsize,
+        )
+        expected = np.where((source < 0)[:, None], fill, x[:, source])
+        got = run_kernel(row, Kind.MOVE, args, [x], y, threads=threads)
+        np.testing.assert_array_equal(got[:, target], expected)
+
+
 STRIDED = [(1, 1, 0, 0, 0), (49, 16, 48, 80, 32), (3000, 64, 64, 192, 64), (2, 100000, 100001, 100000, 5)]
 
 
@@ -227,6 +257,11 @@ def _page_end(size: int, dtype: type) -> np.ndarray:
     return np.frombuffer(memory, dtype, count, whole - page - size)
 
 
+def _moves(source: list[int], target: list[int]) -> abi.MoveArgs:
+    indices = {"source": np.array(source, np.int32), "target": np.array(target, np.int32)}
+    return abi.make(abi.MoveArgs, outer=1, count=2, in_rows=4, out_rows=4, row_bytes=1, element_bytes=1, **indices)
+
+
 @pytest.mark.usefixtures("need_native")
 @pytest.mark.parametrize(
     ("kind", "args", "expected"),
@@ -244,6 +279,14 @@ def _page_end(size: int, dtype: type) -> np.ndarray:
         (Kind.COPY, abi.make(abi.CopyArgs, rows=2**62, row_bytes=2**62), "too large"),
         (Kind.COPY, abi.make(abi.CopyArgs, rows=2, row_bytes=1, in_stride=64, out_stride=1), "expected 65"),
         (Kind.COPY, abi.make(abi.CopyArgs, rows=3, row_bytes=4, in_stride=4, out_stride=3), "overlap"),
+        (Kind.MOVE, abi.make(abi.MoveArgs, element_bytes=3), "1, 2, 4 or 8"),
+        (Kind.MOVE, abi.make(abi.MoveArgs, element_bytes=4, row_bytes=6), "whole number"),
+        (Kind.MOVE, abi.make(abi.MoveArgs, element_bytes=1, outer=1, count=-1), "out of range"),
+        (Kind.MOVE, abi.make(abi.MoveArgs, element_bytes=1, outer=2**40, in_rows=2**40, row_bytes=9), "too large"),
+        (Kind.MOVE, _moves([0, 4], [0, 1]), "the input is not there"),
+        (Kind.MOVE, _moves([0, -2], [0, 1]), "the input is not there"),
+        (Kind.MOVE, _moves([0, 1], [0, 4]), "the output is not there"),
+        (Kind.MOVE, _moves([0, 1], [2, 2]), "written twice"),
         (Kind.PERMUTE, abi.make(abi.PermuteArgs, rank=7, element_bytes=1), "rank"),
         (Kind.PERMUTE, abi.make(abi.PermuteArgs, rank=1, element_bytes=3), "1, 2, 4 or 8"),
         (Kind.PERMUTE, abi.make(abi.PermuteArgs, rank=2, element_bytes=1, shape=(2, 2, 0, 0, 0, 0)), "permutation"),

@@ -1,4 +1,4 @@
-"""Slices with a step and pads of zeros in native code: the reference's bits, in every layout, or no native code."""
+"""Slices, pads and resizes to the nearest pixel in native code: the reference's bits, in every layout."""
 
 from __future__ import annotations
 
@@ -57,15 +57,59 @@ def test_pads_around_one_axis(pair, shape, kind, last):
     "attrs",
     [
         {"pad": (1, 1, 1, 0)},
+        {"pad": (2, 0, 0, 3, 1, 1, 1, 0)},
         {"pad": (1, 1), "value": 2.0},
-        {"pad": (1, 1), "mode": "reflect"},
-        {"pad": (1, -1)},
+        {"pad": (1, 1), "value": -99.5},
+        *({"pad": (1, 2, 2, 1), "mode": mode} for mode in ("reflect", "replicate", "circular")),
+        {"pad": (1, -1, -2, -1)},
+        {"pad": (-2, 3, 0, 0, 0, -1)},
         {"pad": (0, 0)},
     ],
 )
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_pads_run_on_the_reference(attrs, kind):
-    assert check(graph_of("pad", SHAPES[0], kind, True, **attrs)).keys() == {"node"}
+def test_pads_of_every_mode(attrs, kind, last):
+    for shape in SHAPES:
+        assert not check(graph_of("pad", shape, kind, last, **attrs))
+
+
+NEAREST = [
+    {"scales": (1, 1, 2, 2)},
+    {"scales": (1, 1, 2.5, 0.6), "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    {"scales": (1, 2, 3, 1), "nearest_mode": "ceil"},
+    {"sizes": (2, 5, 3, 17), "coordinate_transformation_mode": "align_corners"},
+    {"sizes": (11, 4), "axes": (2, 3), "nearest_mode": "round_prefer_ceil"},
+    {"sizes": (11, 4), "axes": (3, 2), "keep_aspect_ratio_policy": "not_larger"},
+    {"scales": (1, 1, 1, 1)},
+]
+
+
+@pytest.mark.parametrize("attrs", NEAREST)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_resizing_to_the_nearest_pixel(attrs, kind, last):
+    attrs = dict(attrs)
+    told = {name: attrs.pop(name, None) for name in ("scales", "sizes")}
+    assert not check(resized(SHAPES[2], kind, last, told, **attrs))
+
+
+def test_other_resizes_run_on_the_reference():
+    assert check(resized(SHAPES[2], "quint8", False, {"scales": (1, 1, 2, 2), "sizes": None}, mode="linear")) != {}
+
+
+def resized(shape, kind, last, told, **attrs):
+    qparams, pool = KINDS[kind], {"kernel_size": (1, 1), "stride": (1, 1)}
+    b = Builder("net")
+    y = b.input("x", shape)
+    y = b.node("quantize", [y], "q", qparams) if qparams else y
+    y = b.node("max_pool2d", [y], "before", qparams, **pool) if last else y
+    names = [
+        "" if values is None else b.param(name, np.array(values, np.float32 if name == "scales" else np.int64))
+        for name, values in told.items()
+    ]
+    y = b.node("resize", [y, "", *names], "node", qparams, **attrs)
+    y = b.node("max_pool2d", [y], "after", qparams, **pool) if last else y
+    return b.finish([b.node("dequantize", [y], "d") if qparams else y], "fbgemm" if qparams else "")
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -82,8 +126,5 @@ def test_slices_with_a_step(start, step, kind, last):
 def test_slices_of_no_even_parts_have_the_same_bits(shape, last):
     for axis in range(4):
         for start, end, step in ((0, None, 2), (1, 4, 2), (1, None, 5)):
-            check(
-                graph_of(
-                    "slice", shape, "quint8", last, dim=axis, start=min(start, shape[axis] - 1), end=end, step=step
-                )
-            )
+            first = min(start, shape[axis] - 1)
+            assert not check(graph_of("slice", shape, "quint8", last, dim=axis, start=first, end=end, step=step))

@@ -14,8 +14,9 @@ from op_cases import CASES, Case
 
 from qtool.engine import reference
 from qtool.engine.session import Session
-from qtool.ir import DType, Graph, Node, Value, constant
+from qtool.ir import DType, Graph, Node, QParams, Value, constant
 from qtool.ops import infer_node
+from qtool.ops.builder import Builder
 
 pytestmark = pytest.mark.usefixtures("need_native")
 
@@ -60,12 +61,36 @@ def test_int8_activations_have_the_bits_of_the_reference(name, backend, isa):
     assert all(reason.startswith(REASONS) for reason in reasons)
 
 
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [DType.UINT8, DType.INT8])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 1, 1), (4, 5)])
+@pytest.mark.parametrize("op", ["add", "mul"])
+def test_int8_with_floats_has_the_bits_of_the_reference(op, shape, dtype, isa):
+    """A tensor of constants stays in float; relu behind it bounds the bytes."""
+    rng = np.random.default_rng(23)
+    for activation in ("none", "relu"):
+        x = QParams.per_tensor(0.04, 3, dtype)
+        b = Builder("net")
+        y = b.node("quantize", [b.input("x", (2, 3, 4, 5))], "q", x)
+        attrs = {"activation": activation} if op == "add" else {}
+        numbers = b.param("numbers", rng.normal(0, 1, shape).astype(np.float32))
+        y = b.node(
+            op, [y, numbers], "node", QParams.per_tensor(0.07, -5 if dtype is DType.INT8 else 90, dtype), **attrs
+        )
+        y = b.node("relu", [y], "after", b.value(y).qparams)
+        graph = b.finish([y], "fbgemm")
+        feeds = {"x": rng.normal(0, 3, (2, 3, 4, 5)).astype(np.float32)}
+        session = Session(graph, isa=isa)
+        assert not session.fallbacks
+        np.testing.assert_array_equal(session.run(feeds)[y], reference.run(graph, feeds)[y])
+
+
 PARAMETERS = {"conv1d", "conv2d", "linear", "batch_norm", "layer_norm", "prelu", "embedding", "matmul"}
 """Operators whose other inputs are parameters."""
 SKIPPED = {"quantize", "dequantize", "linear_dynamic", "lstm_dynamic", "gru_dynamic", "rnn_dynamic", "embedding_rows"}
 FALL_BACK = {"sum"}
 """Operators that have no native form."""
-SELDOM = {*FALL_BACK, "mean", "pad"}
+SELDOM = {*FALL_BACK, "mean"}
 """And those that have one for few of their forms."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 from collections.abc import Mapping
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_uint8, c_void_p
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -52,6 +52,7 @@ class Kind(enum.IntEnum):
     SMATMUL = 17
     CEILING = 18
     GATHER = 19
+    MOVE = 20
 
 
 class Binary(enum.IntEnum):
@@ -72,6 +73,7 @@ class Unary(enum.IntEnum):
     GELU = 7
     GELU_TANH = 8
     SILU = 9
+    EXP = 10
 
 
 class Storage(enum.IntEnum):
@@ -228,6 +230,17 @@ class GatherArgs(Args):
     _fields_: ClassVar = [*_longs("count table_rows row_bytes"), *_ints("index_bytes wrap")]
 
 
+class MoveArgs(Args):
+    c_name = "qt_move_args"
+    arrays: ClassVar = {"source": ("int32",), "target": ("int32",)}
+    _fields_: ClassVar = [
+        *_longs("outer count in_rows out_rows row_bytes"),
+        *_pointers("source target"),
+        ("fill", c_uint8 * 8),
+        *_ints("element_bytes reserved"),
+    ]
+
+
 class PermuteArgs(Args):
     c_name = "qt_permute_args"
     _fields_: ClassVar = [
@@ -346,5 +359,6 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.RECURRENT: RecurrentArgs,
     Kind.SMATMUL: MatmulArgs,
     Kind.CEILING: CeilingArgs,
+    Kind.MOVE: MoveArgs,
 }
 """The argument structure of each kind of operator."""

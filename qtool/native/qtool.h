@@ -7,8 +7,8 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER and SMATMUL exactly; any other operator needs that
-// slack there too.
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE and SMATMUL exactly; any other operator needs
+// that slack there too.
 // The output of LUT, SUNARY, QBINARY, SBINARY and SAFFINE may be the very bytes of their first input; every other output
 // must lie apart from the inputs.
 #ifndef QTOOL_H_
@@ -62,7 +62,8 @@ enum qt_op_kind {
   QT_OP_SMATMUL = 17,        // qt_matmul_args: float32; in: a, b [, mask]
   QT_OP_CEILING = 18,        // qt_ceiling_args: what the machine can do at most
   QT_OP_GATHER = 19,         // qt_gather_args: rows of a table by number; in: numbers, table
-  QT_OP_COUNT = 20,
+  QT_OP_MOVE = 20,           // qt_move_args: rows of bytes by index (pad, resize to nearest, interleave)
+  QT_OP_COUNT = 21,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -148,6 +149,7 @@ enum qt_unary_kind {
   QT_GELU = 7,       // by erf
   QT_GELU_TANH = 8,  // by tanh
   QT_SILU = 9,
+  QT_EXP = 10,
 };
 
 typedef struct qt_unary_args {
@@ -203,6 +205,17 @@ typedef struct qt_gather_args {
   int32_t index_bytes;  // 4 or 8
   int32_t wrap;         // negative numbers count from the end
 } qt_gather_args;
+
+// y[n][target[i]] = x[n][source[i]] for n < outer and i < count, each a row of row_bytes: x is [outer][in_rows][row_bytes], y
+// [outer][out_rows][row_bytes]. A source of -1 gives the first element_bytes of fill over and over. Rows of y that no
+// target names stay as they are; none is named twice.
+typedef struct qt_move_args {
+  int64_t outer, count, in_rows, out_rows, row_bytes;
+  const int32_t* source;  // [count], or NULL: i
+  const int32_t* target;  // [count], or NULL: i
+  uint8_t fill[8];
+  int32_t element_bytes, reserved;  // 1, 2, 4 or 8
+} qt_move_args;
 
 typedef struct qt_permute_args {
   int32_t rank, element_bytes;

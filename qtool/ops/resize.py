@@ -114,10 +114,27 @@ def _plan(attrs: ResizeAttrs, old: Sequence[int], scales: Array | None, sizes: A
     return [Axis(size, math.floor(size * factor), factor) for size, factor in zip(old, factors, strict=True)]
 
 
+def _axes(attrs: ResizeAttrs, rank: int) -> tuple[int, ...]:
+    return tuple(range(rank)) if attrs.axes is None else tuple(axis % rank for axis in attrs.axes)
+
+
+def nearest_pixels(
+    attrs: ResizeAttrs, shape: Sequence[int], scales: Array | None, sizes: Array | None
+) -> dict[int, Array]:
+    """For each axis the old pixel that each new one is, int64; for mode nearest without crops."""
+    axes = _axes(attrs, len(shape))
+    plan = _plan(attrs, [shape[axis] for axis in axes], scales, sizes)
+    return {number: _picked(attrs, axis, coordinates(attrs, axis)) for number, axis in zip(axes, plan, strict=True)}
+
+
+def _picked(attrs: ResizeAttrs, axis: Axis, points: Array) -> Array:
+    return nearest(points, attrs.nearest_mode).clip(0, axis.size - 1)
+
+
 def resize(
     attrs: ResizeAttrs, x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None
 ) -> tuple[Array, ...]:
-    axes = tuple(range(x.ndim)) if attrs.axes is None else tuple(axis % x.ndim for axis in attrs.axes)
+    axes = _axes(attrs, x.ndim)
     plan = _plan(attrs, [x.shape[axis] for axis in axes], scales, sizes)
     checked_size(tuple(axis.out for axis in plan))
     crops = attrs.coordinate_transformation_mode == "tf_crop_and_resize"
@@ -164,7 +181,7 @@ def coordinates(attrs: ResizeAttrs, axis: Axis) -> Array:
 
 def _resized(attrs: ResizeAttrs, x: Array, number: int, axis: Axis, points: Array) -> Array:
     if attrs.mode == "nearest":
-        return np.take(x, nearest(points, attrs.nearest_mode).clip(0, axis.size - 1), number)
+        return np.take(x, _picked(attrs, axis, points), number)
     if axis.out == axis.size and np.array_equal(points, np.arange(axis.size)):
         return x
     weights = weight_matrix(attrs, axis, points)
@@ -209,6 +226,7 @@ register(
         reference=resize,
         rule=QuantRule.SAME_AS_INPUT,
         onnx=("Resize", "Upsample"),
+        kernel="resize",
         empty=True,
     )
 )

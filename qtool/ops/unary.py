@@ -122,6 +122,7 @@ def _unary(
     function: Callable[[Any, Array], Any],
     infer: Callable[..., Types] = float_type,
     attrs: type[Attrs] = NoAttrs,
+    kernel: str = "",
 ) -> None:
     """Computes in float64 where the input is float (it is rounded once, at the end), in the input's type elsewhere."""
 
@@ -131,7 +132,7 @@ def _unary(
             y = np.asarray(function(attrs, wide))
             return (y if y.dtype == np.bool_ and infer is _test_type else y.astype(x.dtype, copy=False),)
 
-    register(OpSpec(name, attrs, ("x",), infer, reference, onnx=(onnx,), empty=True))
+    register(OpSpec(name, attrs, ("x",), infer, reference, onnx=(onnx,), empty=True, kernel=kernel))
 
 
 _unary("Abs", "abs", lambda _, x: np.abs(x), number_type)
@@ -145,7 +146,7 @@ _unary("Ceil", "ceil", lambda _, x: np.ceil(x))
 _unary("Cos", "cos", lambda _, x: np.cos(x))
 _unary("Cosh", "cosh", lambda _, x: np.cosh(x))
 _unary("Erf", "erf", lambda _, x: erf(np.asarray(x, np.float64)), number_type)
-_unary("Exp", "exp", lambda _, x: np.exp(x))
+_unary("Exp", "exp", lambda _, x: np.exp(x), kernel="exp")
 _unary("Floor", "floor", lambda _, x: np.floor(x))
 _unary("Log", "log", lambda _, x: np.log(x))
 _unary("Neg", "neg", lambda _, x: -x, number_type)

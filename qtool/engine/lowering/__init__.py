@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from qtool.engine.lowering.accumulate import lower_accumulate, lower_linear_dynamic
 from qtool.engine.lowering.binary import lower_binary
+from qtool.engine.lowering.border import lower_border
 from qtool.engine.lowering.gather import lower_gather
 from qtool.engine.lowering.groups import ACCUMULATING, Group, alone, make_groups
 from qtool.engine.lowering.layout import Layout
@@ -13,14 +14,14 @@ from qtool.engine.lowering.matmul import lower_matmul
 from qtool.engine.lowering.move import (
     lower_cat,
     lower_identity,
-    lower_pad,
     lower_permute,
     lower_reshape,
     lower_slice,
     lower_split,
 )
 from qtool.engine.lowering.norm import lower_batch_norm, lower_layer_norm, lower_softmax
-from qtool.engine.lowering.pointwise import FORMULAS, lower_border, lower_table, lower_unary
+from qtool.engine.lowering.pick import lower_pad, lower_resize
+from qtool.engine.lowering.pointwise import FORMULAS, lower_table, lower_unary
 from qtool.engine.lowering.pool import lower_adaptive_pool, lower_mean, lower_pool
 from qtool.engine.lowering.recurrent import GATES, lower_recurrent
 from qtool.engine.lowering.segment import Binding, Role, Segment, Source, Step, Unsupported
@@ -84,6 +85,7 @@ LOWERINGS: Mapping[str, Lower] = {
     "split": lower_split,
     "embedding": lower_gather,
     "gather": lower_gather,
+    "resize": lower_resize,
     **{f"{name}{suffix}": lower_recurrent for name in GATES for suffix in ("", "_dynamic")},
 }
 
@@ -108,6 +110,7 @@ ANY_LAYOUT = frozenset(
         "slice",
         "pad",
         "split",
+        "resize",
     )
 )
 """Operators that take what is there: their input is wanted as their output is."""

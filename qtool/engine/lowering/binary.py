@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qtool.engine.lowering.groups import INFINITY, REALS, Group, Interval, both
+import numpy as np
+
+from qtool.engine.lowering.border import as_floats, quantize_floats
+from qtool.engine.lowering.groups import BYTES, INFINITY, REALS, Group, Interval, both
 from qtool.engine.lowering.layout import Layout, Sizes
 from qtool.engine.lowering.segment import Segment, Source, Unsupported
 from qtool.engine.requantize import add_parameters, binary, output_limits
@@ -45,17 +48,39 @@ def lower_binary(segment: Segment, group: Group) -> None:
     if segment.shape(a) != segment.shape(node.outputs[0]) and node.op in COMMUTATIVE:
         a, b = b, a
     layout, broadcast = _arranged(segment, (a, b), node.outputs[0])
+    if quantized and not all(map(source.qparams, (a, b))):
+        _through_floats(segment, group, (a, b), layout, broadcast)
+        return
     if quantized:
         args = _quantized_args(source, node, (a, b), group.bounds)
+        for name, value in broadcast.fields().items():
+            setattr(args, name, value)
     else:
         source.need_float(a, b, node.outputs[0])
-        low, high = both((0.0, INFINITY) if _has_relu(node) else REALS, group.bounds)
-        args = abi.make(abi.BinaryArgs, kind=KINDS[node.op], out_min_f=low, out_max_f=high)
-    for name, value in broadcast.fields().items():
-        setattr(args, name, value)
+        args = _float_args(node, broadcast, group.bounds)
     inputs = (segment.read(a, layout), segment.read(b, layout))
     kind = Kind.QBINARY if quantized else Kind.SBINARY
     segment.emit(kind, inputs, segment.write(group.output, layout), args, in_place=True)
+
+
+def _float_args(node: Node, broadcast: Broadcast, bounds: Interval) -> abi.BinaryArgs:
+    low, high = both((0.0, INFINITY) if _has_relu(node) else REALS, bounds)
+    return abi.make(abi.BinaryArgs, kind=KINDS[node.op], out_min_f=low, out_max_f=high, **broadcast.fields())
+
+
+def _through_floats(
+    segment: Segment, group: Group, names: tuple[str, str], layout: Layout, broadcast: Broadcast
+) -> None:
+    """A quantized tensor and a float one: dequantized, combined, quantized, and bounded last."""
+    output = group.output
+    read = [as_floats(segment, name, layout) for name in names]
+    floats = segment.buffer(4 * math.prod(segment.shape(output)))
+    segment.emit(Kind.SBINARY, (read[0], read[1]), floats, _float_args(group.host, broadcast, REALS))
+    result = segment.write(output, layout)
+    quantize_floats(segment, floats, result, group.host.outputs[0])
+    if group.bounds != BYTES:
+        table = np.clip(np.arange(256), *group.bounds).astype(np.uint8)
+        segment.emit(Kind.LUT, (result,), result, abi.make(abi.LutArgs, count=segment.sizes[result], table=table))
 
 
 def _has_relu(node: Node) -> bool:

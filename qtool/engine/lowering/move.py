@@ -9,20 +9,19 @@ import numpy as np
 
 from qtool.engine.lowering.groups import Group
 from qtool.engine.lowering.layout import Layout, Sizes, dims_of, permutation
+from qtool.engine.lowering.pick import picked, ready_place, same_parameters
 from qtool.engine.lowering.segment import MAX_RANK, Segment, Unsupported
 from qtool.engine.lowering.view import View, dense
-from qtool.engine.requantize import offset_zero
 from qtool.engine.tables import Table, requantize_table
 from qtool.ir import Node
 from qtool.native import Kind, abi
 from qtool.ops import attrs_of
-from qtool.ops.shape import pad_pairs
 
 
 def lower_identity(segment: Segment, group: Group) -> None:
     """identity and dropout: another name for the same bytes."""
     node = group.host
-    _same_parameters(segment, node)
+    same_parameters(segment, node)
     for layout in segment.layouts(node.inputs[0]):
         segment.alias(node.outputs[0], layout, segment.read(node.inputs[0], layout, direct=True))
 
@@ -30,7 +29,7 @@ def lower_identity(segment: Segment, group: Group) -> None:
 def lower_reshape(segment: Segment, group: Group) -> None:
     """flatten, reshape, squeeze and unsqueeze: another shape for the same row-major bytes."""
     node = group.host
-    _same_parameters(segment, node)
+    same_parameters(segment, node)
     x, out = node.inputs[0], node.outputs[0]
     view = segment.view(x).reshaped(segment.shape(x), segment.shape(out)) if segment.is_view(x) else None
     if view is None:
@@ -39,18 +38,11 @@ def lower_reshape(segment: Segment, group: Group) -> None:
         segment.later(out, Layout.PLAIN, lambda: segment.read(x, Layout.PLAIN, direct=True), view)
 
 
-def _same_parameters(segment: Segment, node: Node) -> None:
-    source = segment.source
-    x = source.qparams(node.inputs[0])
-    if any(source.qparams(out) != x for out in node.outputs) or (x is not None and x.axis is not None):
-        raise Unsupported("an output with other parameters than the input")
-
-
 def lower_permute(segment: Segment, group: Group) -> None:
     """permute and transpose, from the layout in which the input is to that in which the output is wanted: channels-last
     bytes may already be what is asked for."""
     node = group.host
-    _same_parameters(segment, node)
+    same_parameters(segment, node)
     x, out = node.inputs[0], node.outputs[0]
     shape = segment.shape(x)
     dims = dims_of(node, len(shape))
@@ -105,10 +97,6 @@ def _view_in(segment: Segment, name: str, layout: Layout) -> View:
     return View(segment.read(name, layout, direct=True), tuple(steps[axis] for axis in range(len(shape))))
 
 
-def _ready_layout(segment: Segment, name: str) -> Layout:
-    return Layout.PLAIN if segment.is_view(name) else segment.layouts(name)[0]
-
-
 def lower_cat(segment: Segment, group: Group) -> None:
     """Every input is copied to its place, int8 ones by a table where their parameters are others."""
     source, node = segment.source, group.host
@@ -143,46 +131,12 @@ def lower_slice(segment: Segment, group: Group) -> None:
     attrs = attrs_of(node)
     shape = segment.shape(node.inputs[0])
     dim = attrs.dim % len(shape)
-    start, end, step = slice(attrs.start, attrs.end, attrs.step).indices(shape[dim])
-    if step == 1:
+    along = slice(attrs.start, attrs.end, attrs.step)
+    if attrs.step == 1:
+        start, end, _ = along.indices(shape[dim])
         _cut(segment, node, [(dim, start, end)])
     else:
-        _thin_out(segment, node, (dim, start, step))
-
-
-def _thin_out(segment: Segment, node: Node, along: tuple[int, int, int]) -> None:
-    """Every step-th row of the input, where the next one is as far away across the end of the axis too."""
-    _same_parameters(segment, node)
-    (x,), (out,), (dim, start, step) = node.inputs, node.outputs, along
-    layout, size, count = _ready_layout(segment, x), segment.shape(x)[dim], segment.shape(out)[dim]
-    outer, row, _ = Part(segment, x, (dim, 0, size), layout).rows(x)
-    if step < 1 or (dim > 0 and size != step * count):
-        raise Unsupported(f"a slice of {size} with step {step}")
-    part = row // size
-    rows = {"rows": outer * count, "row_bytes": part, "in_stride": step * part, "out_stride": part}
-    copied = abi.make(abi.CopyArgs, **rows, in_offset=start * part)
-    segment.emit(Kind.COPY, (segment.read(x, layout, direct=True),), segment.write(out, layout), copied)
-
-
-def lower_pad(segment: Segment, group: Group) -> None:
-    """The input is copied to its place, and its bytes fill the zeros around it, by a table that makes them zero."""
-    node = group.host
-    _same_parameters(segment, node)
-    (x,), (out,), attrs = node.inputs, node.outputs, attrs_of(node)
-    pairs = pad_pairs(attrs)
-    padded = [(axis, pair) for axis, pair in enumerate(pairs, len(segment.shape(x)) - len(pairs)) if any(pair)]
-    if attrs.mode != "constant" or attrs.value or len(padded) != 1 or min(padded[0][1]) < 0:
-        raise Unsupported("padding other than zeros around one axis")
-    ((dim, (before, after)),) = padded
-    layout, size = _ready_layout(segment, x), segment.shape(x)[dim]
-    read, write = segment.read(x, layout, direct=True), segment.write(out, layout)
-    zero = np.full(256, 0 if (qparams := segment.source.qparams(x)) is None else offset_zero(qparams), np.uint8)
-    inside = Part(segment, x, (dim, before, before + size), layout)
-    segment.emit(Kind.COPY, (read,), write, inside.copied_into(out, None))
-    for first, count in ((0, before), (before + size, after)):
-        for start in range(first, first + count, size):
-            end = min(start + size, first + count)
-            segment.emit(Kind.COPY, (read,), write, Part(segment, x, (dim, start, end), layout).filled(out, zero))
+        picked(segment, node, {dim: np.arange(shape[dim])[along]})
 
 
 def lower_split(segment: Segment, group: Group) -> None:
@@ -195,9 +149,9 @@ def lower_split(segment: Segment, group: Group) -> None:
 
 def _cut(segment: Segment, node: Node, ranges: list[tuple[int, int, int]]) -> None:
     """Every output is a range of the input along one axis."""
-    _same_parameters(segment, node)
+    same_parameters(segment, node)
     x = node.inputs[0]
-    layout = _ready_layout(segment, x)
+    layout = ready_place(segment, x)
     whole = segment.view(x) if segment.is_view(x) else _view_in(segment, x, layout)
     for out, along in zip(node.outputs, ranges, strict=True):
         args = Part(segment, out, along, layout).copied_from(x)
@@ -233,17 +187,6 @@ class Part:
         rows, row, start = self.rows(whole)
         part = self._bytes // max(rows, 1)
         return abi.make(abi.CopyArgs, rows=rows, row_bytes=part, in_stride=row, out_stride=part, in_offset=start)
-
-    def filled(self, whole: str, table: Table) -> abi.CopyArgs:
-        """The arguments that fill a place in the whole, not larger than the part, by a table of one number."""
-        rows, row, start = self.rows(whole)
-        dim, first, last = self._along
-        size = self._segment.shape(whole)[dim]
-        stride = self._bytes // max(rows, 1)
-        place = row // size * (last - first)
-        return abi.make(
-            abi.CopyArgs, rows=rows, row_bytes=place, in_stride=stride, out_stride=row, out_offset=start, lut=table
-        )
 
     def rows(self, whole: str) -> Sizes:
         """The whole's rows, from one index of the axis's outer neighbours to the next: their number, their bytes, and

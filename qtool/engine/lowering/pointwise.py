@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from qtool.engine.lowering.groups import INFINITY, Group
-from qtool.engine.lowering.layout import Layout, Sizes
+from qtool.engine.lowering.layout import Layout
 from qtool.engine.lowering.segment import Segment, Source, Unsupported
-from qtool.ir import DType, Node
+from qtool.ir import Node
 from qtool.native import Kind, abi
 from qtool.ops import attrs_of
 
@@ -29,6 +29,7 @@ FORMULAS: dict[str, Formula] = {
     "sigmoid": lambda _: (abi.Unary.SIGMOID, 0.0, 0.0),
     "tanh": lambda _: (abi.Unary.TANH, 0.0, 0.0),
     "gelu": lambda attrs: (abi.Unary.GELU_TANH if attrs.approximate == "tanh" else abi.Unary.GELU, 0.0, 0.0),
+    "exp": lambda _: (abi.Unary.EXP, 0.0, 0.0),
     "silu": lambda _: (abi.Unary.SILU, 0.0, 0.0),
 }
 
@@ -73,32 +74,3 @@ def ready_layout(segment: Segment, name: str, output: str) -> Layout:
     """The layout that the output is wanted in, if the input is there already; else the one that it is in."""
     ready = segment.layouts(name)
     return segment.wants(output) if segment.wants(output) in ready else ready[0]
-
-
-def lower_border(segment: Segment, group: Group) -> None:
-    """quantize and dequantize, which may change the layout on the way."""
-    source, node = segment.source, group.host
-    quantizes = node.op == "quantize"
-    x, out = node.inputs[0], node.outputs[0]
-    qparams = source.per_tensor(out if quantizes else x)
-    source.need_float(x if quantizes else out)
-    target = segment.wants(out)
-    origin = target if target in segment.layouts(x) else segment.layouts(x)[0]
-    args = abi.make(
-        abi.QuantizeArgs,
-        **_picture(segment.shape(x), origin, target),
-        zero_point=int(qparams.zero_point[0]),
-        scale=float(qparams.scale[0]),
-        storage=abi.Storage.INT8_SHIFTED if qparams.dtype is DType.INT8 else abi.Storage.UINT8,
-    )
-    read = segment.read(x, origin, direct=True)
-    segment.emit(Kind.QUANTIZE if quantizes else Kind.DEQUANTIZE, (read,), segment.write(out, target), args)
-
-
-def _picture(shape: Sizes, origin: Layout, target: Layout) -> dict[str, int]:
-    """``outer``, ``rows``, ``cols`` and ``transpose`` of a change of layout, or of none."""
-    if origin is target:
-        return {"outer": 1, "rows": 1, "cols": math.prod(shape)}
-    channels, pixels = shape[1], math.prod(shape[2:])
-    rows, cols = (channels, pixels) if target is Layout.LAST else (pixels, channels)
-    return {"outer": shape[0], "rows": rows, "cols": cols, "transpose": 1}

@@ -88,6 +88,7 @@ int64_t qt_struct_bytes(const char* name) {
   QT_STRUCT(qt_quantize_args)
   QT_STRUCT(qt_copy_args)
   QT_STRUCT(qt_gather_args)
+  QT_STRUCT(qt_move_args)
   QT_STRUCT(qt_permute_args)
   QT_STRUCT(qt_affine_args)
   QT_STRUCT(qt_rows_args)

@@ -50,7 +50,8 @@ void unary(const float* x, float* y, int64_t count, int kind, float a, float b) 
     case QT_TANH: return each(x, y, count, [](float v) { return tanh_of(v); });
     case QT_GELU: return each(x, y, count, [](float v) { return gelu_of(v); });
     case QT_GELU_TANH: return each(x, y, count, [](float v) { return gelu_tanh_of(v); });
-    default: return each(x, y, count, [](float v) { return v / (1.0f + exp_of(-v)); });
+    case QT_SILU: return each(x, y, count, [](float v) { return v / (1.0f + exp_of(-v)); });
+    default: return each(x, y, count, [](float v) { return exp_of(v); });
   }
 }
 

@@ -76,7 +76,7 @@ class SbinaryOp : public Op {
 class SunaryOp : public Op {
  public:
   SunaryOp(const qt_unary_args& args, const Row<const EltwiseKernels*>& row) : args_(args), row_(row) {
-    require(args.kind >= QT_CLAMP && args.kind <= QT_SILU, "there is no such unary operator");
+    require(args.kind >= QT_CLAMP && args.kind <= QT_EXP, "there is no such unary operator");
     bytes_ = checked_product({args.count, 4});
   }
 

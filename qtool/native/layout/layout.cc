@@ -7,6 +7,7 @@
 
 #include "core/rows.h"
 #include "layout/gather.h"
+#include "layout/move.h"
 #include "layout/permute.h"
 
 namespace qtool {
@@ -173,6 +174,23 @@ class PermuteOp : public LayoutOp {
   int64_t bytes_;
 };
 
+class MoveOp : public LayoutOp {
+ public:
+  MoveOp(const qt_move_args& args, const Row<const LayoutKernels*>& row) : LayoutOp(row), moves_(args) {}
+
+  Extents extents() const override { return {1, {moves_.input_bytes()}, moves_.output_bytes()}; }
+  int64_t packed_bytes() const override { return moves_.bytes(); }
+
+  void run(const RunContext& context) const override {
+    const uint8_t* x = static_cast<const uint8_t*>(context.inputs[0]);
+    uint8_t* y = static_cast<uint8_t*>(context.output);
+    context.pool->parallel(moves_.chunks(), [&](int64_t chunk, int) { moves_.run(x, y, chunk); });
+  }
+
+ private:
+  Moves moves_;
+};
+
 }  // namespace
 
 std::unique_ptr<Op> make_layout(const qt_op& op, const MakeContext& context) {
@@ -185,6 +203,7 @@ std::unique_ptr<Op> make_layout(const qt_op& op, const MakeContext& context) {
     case QT_OP_COPY: return std::make_unique<CopyOp>(*static_cast<const qt_copy_args*>(op.args), row);
     case QT_OP_PERMUTE: return std::make_unique<PermuteOp>(*static_cast<const qt_permute_args*>(op.args), row);
     case QT_OP_GATHER: return make_gather(*static_cast<const qt_gather_args*>(op.args), row.name);
+    case QT_OP_MOVE: return std::make_unique<MoveOp>(*static_cast<const qt_move_args*>(op.args), row);
     default: throw InvalidPlan("this is no layout operator");
   }
 }
