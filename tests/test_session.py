@@ -334,3 +334,27 @@ def test_buffers_that_live_at_once_do_not_overlap(lives):
 def test_a_chain_needs_two_buffers():
     lives = [Life(640, i, i + 1) for i in range(50)]
     assert place(lives)[1] == 2 * 640
+
+
+# ---- watched values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("seed", range(30))
+def test_watched_values_are_what_the_graph_would_give(seed, engine):
+    """Each once and after what it is made of, though the engine takes its memory back afterwards."""
+    made = RandomGraph(seed, quantized=False)
+    graph, feeds = made.graph, made.feeds()
+    names = [out for node in graph.nodes for out in node.outputs]
+    expected = Session(graph.with_outputs(names), engine=engine).run(feeds)
+    seen: dict[str, np.ndarray] = {}
+
+    def look(name: str, x: np.ndarray) -> None:
+        assert name not in seen
+        assert {part for part in graph.producers[name].inputs if part in names} <= seen.keys()
+        seen[name] = x.copy()
+
+    outputs = Session(graph, threads=2, engine=engine, watched=names).watch(feeds, look)
+    assert set(seen) == set(names)
+    _assert_same({name: seen[name] for name in names}, expected, exact=True)
+    _assert_same(outputs, {name: expected[name] for name in graph.outputs}, exact=True)

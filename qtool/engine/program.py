@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -14,12 +15,15 @@ from qtool.engine import reference
 from qtool.engine.control import RunBody
 from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
+from qtool.engine.shapes import Sizes
 from qtool.errors import DataError, EngineError
 from qtool.ir import Array, Graph, Node
 from qtool.native import Buffer, Op, Plan
 
 Arrays = Mapping[str, Array]
 T = TypeVar("T")
+Look = Callable[[str, Array], None]
+"""Gets the name of a value and what it is, which is only there during the call."""
 
 
 class Timing(NamedTuple):
@@ -44,6 +48,9 @@ class Part(Protocol):
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """The outputs."""
 
+    def watch(self, arrays: Arrays, look: Look) -> dict[str, Array]:
+        """As ``run``; shows the watched values one by one as soon as they are there."""
+
     def profile(self, arrays: Arrays) -> tuple[dict[str, Array], list[Timing]]:
         """The outputs, and what each operator took."""
 
@@ -62,13 +69,15 @@ class ReferencePart:
     """Nodes that run on the NumPy reference, and control flow."""
 
     def __init__(
-        self, graph: Graph, constants: Arrays, nodes: Sequence[Node], outputs: Sequence[str], bodies: Bodies
+        self, source: Source, nodes: Sequence[Node], outputs: Sequence[str], watched: Collection[str], bodies: Bodies
     ) -> None:
+        graph, constants = source.graph, source.constants
         made = {out for node in nodes for out in node.outputs}
         read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
         self._graph = graph
         self._constants = constants
         self._nodes = tuple(nodes)
+        self._watched = watched
         self._bodies = bodies
         self.inputs = tuple(name for name in read if name not in made and name not in constants)
         self.outputs = tuple(outputs)
@@ -77,6 +86,15 @@ class ReferencePart:
         known = self._known(arrays)
         for node in self._nodes:
             self._run_node(node, known, self._bodies.run)
+        return {name: known[name] for name in self.outputs}
+
+    def watch(self, arrays: Arrays, look: Look) -> dict[str, Array]:
+        known = self._known(arrays)
+        for node in self._nodes:
+            self._run_node(node, known, self._bodies.run)
+            for name in node.outputs:
+                if name in self._watched:
+                    look(name, known[name])
         return {name: known[name] for name in self.outputs}
 
     def profile(self, arrays: Arrays) -> tuple[dict[str, Array], list[Timing]]:
@@ -111,41 +129,85 @@ class Machine:
     threads: int
 
 
+@dataclass(frozen=True)
+class _Sight:
+    """A watched value: after the first ``step`` steps it lies in ``buffer``, its axes in the order ``axes``."""
+
+    step: int
+    name: str
+    buffer: int
+    axes: Sizes
+
+
 class NativePart:
     """Nodes that run in one native call."""
 
-    def __init__(self, source: Source, nodes: Sequence[Node], outputs: Sequence[str], machine: Machine) -> None:
+    def __init__(
+        self,
+        source: Source,
+        nodes: Sequence[Node],
+        outputs: Sequence[str],
+        watched: Collection[str],
+        machine: Machine,
+    ) -> None:
         segment = Segment(source)
-        for group in make_groups(source, nodes, outputs):
+        self._sights: list[_Sight] = []
+        for group in make_groups(source, nodes, {*outputs, *watched}):
             lower(segment, group)
+            for name in group.nodes[-1].outputs:
+                if name in watched:
+                    self._sights.append(_sight(segment, name))
         for name in outputs:
             segment.node = name
             segment.leave(name)
         self._nodes = [step.node for step in segment.steps]
-        self._bindings = [segment.bindings[buffer] for buffer in sorted(segment.bindings)]
-        self._shapes = {name: (source.shapes[name], source.value(name).dtype.numpy) for name in outputs}
-        self._plan = _make_plan(segment, machine)
+        self._external = sorted(segment.bindings)
+        self._bindings = [segment.bindings[buffer] for buffer in self._external]
+        self._shapes = {
+            name: (source.shapes[name], source.value(name).dtype.numpy)
+            for name in (*outputs, *(sight.name for sight in self._sights))
+        }
+        self._plan = _make_plan(segment, self._sights, machine)
         self.inputs = tuple(binding.name for binding in self._bindings if binding.role is Role.INPUT)
         self.outputs = tuple(outputs)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         results = self._empty()
-        self._call(self._plan.run, arrays, results)
+        self._call(self._plan.run, *self._bound(arrays, results))
         return results
+
+    def watch(self, arrays: Arrays, look: Look) -> dict[str, Array]:
+        results = self._empty()
+        bound = self._bound(arrays, results)
+        done = 0
+        for sight in self._sights:
+            self._call(self._plan.run_part, done, sight.step, *bound)
+            done = sight.step
+            look(sight.name, self._seen(sight, bound))
+        self._call(self._plan.run_part, done, len(self._nodes), *bound)
+        return results
+
+    def _seen(self, sight: _Sight, bound: Sequence[Array]) -> Array:
+        shape, dtype = self._shapes[sight.name]
+        if sight.buffer in self._external:
+            flat = bound[self._external.index(sight.buffer)].reshape(-1).view(dtype)
+        else:
+            flat = self._plan.view(sight.buffer, math.prod(shape) * dtype.itemsize).view(dtype)
+        return flat.reshape([shape[axis] for axis in sight.axes]).transpose(np.argsort(sight.axes))
 
     def profile(self, arrays: Arrays) -> tuple[dict[str, Array], list[Timing]]:
         results = self._empty()
-        seconds = self._call(self._plan.profile, arrays, results)
+        seconds = self._call(self._plan.profile, *self._bound(arrays, results))
         return results, list(map(Timing, self._nodes, self._plan.kernels, seconds))
 
     @property
     def bytes(self) -> int:
         return self._plan.bytes
 
-    def _call(self, call: Callable[..., T], arrays: Arrays, results: Arrays) -> T:
+    def _call(self, call: Callable[..., T], *args: int | Array) -> T:
         """Runs the plan; DataError, as of the reference, for what an operator has to say of its data."""
         try:
-            return call(*self._bound(arrays, results))
+            return call(*args)
         except EngineError as error:
             found = re.fullmatch(r"operator (\d+): (.*)", str(error))
             if found is None:
@@ -153,10 +215,16 @@ class NativePart:
             raise DataError(f"'{self._nodes[int(found[1])]}': {found[2]}") from None
 
     def _empty(self) -> dict[str, Array]:
-        return {name: np.empty(shape, dtype) for name, (shape, dtype) in self._shapes.items()}
+        return {name: np.empty(*self._shapes[name]) for name in self.outputs}
 
     def _bound(self, arrays: Arrays, results: Arrays) -> list[Array]:
         return [_array_of(binding, arrays, results) for binding in self._bindings]
+
+
+def _sight(segment: Segment, name: str) -> _Sight:
+    """Where a value lies once the steps so far have run."""
+    buffer, layout = segment.found(name)
+    return _Sight(len(segment.steps), name, buffer, layout.axes(len(segment.shape(name))))
 
 
 def _array_of(binding: Binding, arrays: Arrays, results: Arrays) -> Array:
@@ -168,11 +236,11 @@ def _array_of(binding: Binding, arrays: Arrays, results: Arrays) -> Array:
     return array if array.flags.c_contiguous else array.copy(order="C")
 
 
-def _make_plan(segment: Segment, machine: Machine) -> Plan:
+def _make_plan(segment: Segment, sights: Sequence[_Sight], machine: Machine) -> Plan:
     """The native plan of a segment: arena buffers placed by when they live, some of them one on another."""
-    homes = _share(segment)
+    homes = _share(segment, sights)
     arena = sorted({homes[buffer] for buffer in range(len(segment.sizes)) if buffer not in segment.bindings})
-    lives = _lives(segment, homes)
+    lives = _lives(segment, sights, homes)
     offsets, size = place([lives[buffer] for buffer in arena])
     offset_of = dict(zip(arena, offsets, strict=True))
     buffers = [
@@ -183,10 +251,12 @@ def _make_plan(segment: Segment, machine: Machine) -> Plan:
     return Plan(ops, buffers, size, isa=machine.isa, threads=machine.threads)
 
 
-def _share(segment: Segment) -> list[int]:
+def _share(segment: Segment, sights: Sequence[_Sight]) -> list[int]:
     """The buffer in whose place each one lies: the result of a step that may work in place takes that of its first
     input where nobody reads that any more."""
     last_read = {buffer: index for index, step in enumerate(segment.steps) for buffer in step.inputs}
+    for sight in sights:
+        last_read[sight.buffer] = max(sight.step, last_read.get(sight.buffer, 0))
     homes = list(range(len(segment.sizes)))
     for index, step in enumerate(segment.steps):
         source, target = step.inputs[0], step.output
@@ -197,12 +267,14 @@ def _share(segment: Segment) -> list[int]:
     return homes
 
 
-def _lives(segment: Segment, homes: Sequence[int]) -> dict[int, Life]:
-    """From the first step that writes a home's bytes to the last one that touches them."""
+def _lives(segment: Segment, sights: Sequence[_Sight], homes: Sequence[int]) -> dict[int, Life]:
+    """From the first step that writes a home's bytes to the last one that touches them, or that it is seen after."""
     touched: dict[int, list[int]] = {home: [] for home in homes}
     for index, step in enumerate(segment.steps):
         for buffer in (*step.inputs, step.output):
             touched[homes[buffer]].append(index)
+    for sight in sights:
+        touched[homes[sight.buffer]].append(max(0, sight.step - 1))
     return {
         home: Life(segment.sizes[home], min(steps, default=0), max(steps, default=0)) for home, steps in touched.items()
     }

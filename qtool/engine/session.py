@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ from qtool.engine.lowering import Source
 from qtool.engine.lowering.groups import JOIN
 from qtool.engine.partition import CONTROL, Stage, fallbacks, layouts_wanted, stages
 from qtool.engine.program import (
+    Look,
     Machine,
     NativePart,
     Part,
@@ -48,7 +49,8 @@ class Session:
     called from several threads; calls take turns.
 
     Which body of control flow runs, and how often, is decided in Python; each body has a session of its own.
-    ``run_body`` runs them instead, for those who want to look inside.
+    ``run_body`` runs them instead, for those who want to look inside. ``watched`` names the values that ``watch``
+    shows.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Session:
         engine: Engine = "auto",
         *,
         run_body: RunBody | None = None,
+        watched: Collection[str] = (),
     ) -> None:
         if engine not in ("auto", "native", "reference"):
             raise EngineError(f"got engine {engine!r}, expected auto, native or reference")
@@ -72,6 +75,7 @@ class Session:
         self._constants = constant_values(self.graph)
         self._plans: OrderedDict[tuple[Sizes, ...], list[Part]] = OrderedDict()
         self._bodies = _Bodies(self._body_session, run_body)
+        self._watched = frozenset(watched)
         self._lock = threading.Lock()
 
     def _body_session(self, body: Graph) -> BodySession:
@@ -109,6 +113,17 @@ class Session:
         with self._lock:
             return self._run(arrays)[0]
 
+    def watch(self, feeds: Mapping[str, Array], look: Look) -> dict[str, Array]:
+        """As ``run``; ``look`` gets the name of each watched value and the value as soon as it is computed.
+
+        What it gets lies in the engine's memory, its axes in any order there, and is gone after the call.
+        """
+        arrays = self._checked(feeds)
+        with self._lock:
+            for name in sorted(self._watched & self._constants.keys()):
+                look(name, self._constants[name])
+            return self._run(arrays, look=look)[0]
+
     def profile(self, feeds: Mapping[str, Array]) -> list[Timing]:
         """What each operator took, in the order in which they ran; (node name, kernel, seconds)."""
         return self.run_profiled(feeds)[1]
@@ -126,7 +141,9 @@ class Session:
                 raise DataError(f"input '{name}': got shape {array.shape}, which holds no data")
         return arrays
 
-    def _run(self, arrays: dict[str, Array], *, profile: bool = False) -> tuple[dict[str, Array], list[Timing]]:
+    def _run(
+        self, arrays: dict[str, Array], *, profile: bool = False, look: Look | None = None
+    ) -> tuple[dict[str, Array], list[Timing]]:
         parts = self._parts({name: array.shape for name, array in arrays.items()})
         last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
         known = dict(arrays)
@@ -136,7 +153,7 @@ class Session:
                 made, times = part.profile(known)
                 timings += times
             else:
-                made = part.run(known)
+                made = part.run(known) if look is None else part.watch(known, look)
             known.update(made)
             for name in part.inputs:
                 if last_use[name] == index and name not in self.graph.outputs:
@@ -181,8 +198,8 @@ class Session:
 
     def _part(self, source: Source, stage: Stage, outputs: tuple[str, ...]) -> Part:
         if stage.native and self._machine is not None:
-            return NativePart(source, stage.nodes, outputs, self._machine)
-        return ReferencePart(self.graph, self._constants, stage.nodes, outputs, self._bodies)
+            return NativePart(source, stage.nodes, outputs, self._watched, self._machine)
+        return ReferencePart(source, stage.nodes, outputs, self._watched, self._bodies)
 
 
 class BodySession(Session):
@@ -203,7 +220,7 @@ class BodySession(Session):
                 pass
         nodes = without_constants(self.graph, self._constants).nodes
         (outputs,) = needed_outputs(self.graph, [nodes])
-        return [ReferencePart(self.graph, self._constants, nodes, outputs, self._bodies)]
+        return [ReferencePart(self._source(fed), nodes, outputs, self._watched, self._bodies)]
 
     def _usual_shapes(self) -> dict[str, Sizes]:
         """Those of the last run, if there was one."""

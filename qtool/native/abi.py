@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qtool.errors import EngineError
 
-ABI = 2
+ABI = 3
 MAX_INPUTS = 4
 SLACK = 4096
 """Bytes after the end of anything in the arena that kernels may read."""

@@ -60,6 +60,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
             int32,
             [pointer, ctypes.POINTER(pointer), ctypes.POINTER(ctypes.c_double), text, long],
         ),
+        "qt_plan_run_part": (int32, [pointer, ctypes.POINTER(pointer), int32, int32, text, long]),
+        "qt_plan_address": (pointer, [pointer, int32]),
         "qt_plan_kernel": (text, [pointer, int32]),
         "qt_plan_bytes": (long, [pointer]),
         "qt_plan_free": (None, [pointer]),

@@ -83,6 +83,19 @@ class Plan:
         _check(library().qt_plan_profile(self._handle, addresses, seconds, error, ERROR_BYTES), error)
         return list(seconds)[: self._op_count]
 
+    def run_part(self, first: int, last: int, *arrays: NDArray[Any]) -> None:
+        """As ``run``, of the operators ``first`` to ``last`` - 1 only."""
+        addresses = self._addresses(arrays)
+        error = ctypes.create_string_buffer(ERROR_BYTES)
+        _check(library().qt_plan_run_part(self._handle, addresses, first, last, error, ERROR_BYTES), error)
+
+    def view(self, buffer: int, count: int) -> NDArray[np.uint8]:
+        """The first ``count`` bytes of a buffer of the arena; what lies there changes as the plan runs on."""
+        address = library().qt_plan_address(self._handle, buffer)
+        if address is None:
+            raise EngineError(f"buffer {buffer} is not in the arena")
+        return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
+
     @property
     def kernels(self) -> tuple[str, ...]:
         """Name of the kernel row that each operator runs on."""

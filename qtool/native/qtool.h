@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define QT_ABI 2
+#define QT_ABI 3
 #define QT_API __attribute__((visibility("default")))
 #define QT_MAX_INPUTS 4
 
@@ -313,6 +313,11 @@ QT_API int32_t qt_plan_create(const qt_plan_desc* desc, qt_plan** plan, char* er
 QT_API int32_t qt_plan_run(qt_plan* plan, void* const* external, char* error, int64_t error_bytes);
 // As qt_plan_run; adds the seconds of each operator to `seconds` [op_count].
 QT_API int32_t qt_plan_profile(qt_plan* plan, void* const* external, double* seconds, char* error, int64_t error_bytes);
+// Runs the operators first .. last - 1 only. After them a buffer of the arena that they have written can be read at the
+// address that qt_plan_address gives (NULL for external ones), until operators that run later take its place.
+QT_API int32_t qt_plan_run_part(qt_plan* plan, void* const* external, int32_t first, int32_t last, char* error,
+                                int64_t error_bytes);
+QT_API const void* qt_plan_address(const qt_plan* plan, int32_t buffer);
 QT_API const char* qt_plan_kernel(const qt_plan* plan, int32_t op);  // name of the row that op runs on
 QT_API int64_t qt_plan_bytes(const qt_plan* plan);                   // arena, packed weights and scratch
 QT_API void qt_plan_free(qt_plan* plan);

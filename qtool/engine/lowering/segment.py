@@ -171,6 +171,11 @@ class Segment:
         if view is not None:
             self._views[name] = view
 
+    def found(self, name: str) -> tuple[int, Layout]:
+        """The buffer in which a value lies, in whichever layout."""
+        layout, buffer = next(iter(self._forms_of(name).items()))
+        return buffer, layout
+
     def view(self, name: str) -> View:
         """Where a value lies, for operators that read by strides, and exactly; not copied if that can be."""
         if self.is_view(name):

@@ -54,6 +54,18 @@ int32_t qt_plan_run(qt_plan* plan, void* const* external, char* error, int64_t e
   });
 }
 
+int32_t qt_plan_run_part(qt_plan* plan, void* const* external, int32_t first, int32_t last, char* error,
+                         int64_t error_bytes) {
+  return guarded(error, error_bytes, [&] {
+    qtool::require(plan != nullptr, "there is no plan");
+    plan->run_part(external, first, last);
+  });
+}
+
+const void* qt_plan_address(const qt_plan* plan, int32_t buffer) {
+  return plan != nullptr ? plan->address(buffer) : nullptr;
+}
+
 int32_t qt_plan_profile(qt_plan* plan, void* const* external, double* seconds, char* error, int64_t error_bytes) {
   return guarded(error, error_bytes, [&] {
     qtool::require(plan != nullptr && seconds != nullptr, "there is no plan, or nowhere to put the seconds");

@@ -185,12 +185,23 @@ void qt_plan::bind(void* const* external) {
 void qt_plan::run(void* const* external, double* seconds) {
   const qtool::Running running(&running_);
   bind(external);
+  run_steps(0, static_cast<int>(steps_.size()), seconds);
+}
+
+void qt_plan::run_part(void* const* external, int first, int last) {
+  const qtool::Running running(&running_);
+  qtool::require(first >= 0 && first <= last && last <= static_cast<int>(steps_.size()), "there are no such operators");
+  bind(external);
+  run_steps(first, last, nullptr);
+}
+
+void qt_plan::run_steps(int first, int last, double* seconds) {
   qtool::RunContext context = {};
   context.pool = pool_.get();
   context.scratch = scratch_->data();
   context.scratch_stride = scratch_stride_;
-  double last = seconds != nullptr ? qtool::now() : 0;
-  for (size_t i = 0; i < steps_.size(); i++) {
+  double before = seconds != nullptr ? qtool::now() : 0;
+  for (int i = first; i < last; i++) {
     const Step& step = steps_[i];
     for (int j = 0; j < step.input_count; j++) context.inputs[j] = addresses_[step.inputs[j]];
     context.output = addresses_[step.output];
@@ -201,9 +212,15 @@ void qt_plan::run(void* const* external, double* seconds) {
     }
     if (seconds == nullptr) continue;
     const double end = qtool::now();
-    seconds[i] += end - last;
-    last = end;
+    seconds[i] += end - before;
+    before = end;
   }
+}
+
+const void* qt_plan::address(int buffer) const {
+  const bool known = buffer >= 0 && buffer < static_cast<int>(addresses_.size());
+  const bool external = std::find(external_.begin(), external_.end(), buffer) != external_.end();
+  return known && !external ? addresses_[buffer] : nullptr;
 }
 
 const char* qt_plan::kernel(int op) const {

@@ -28,6 +28,8 @@ struct qt_plan {
 
   // Adds the seconds of each operator to `seconds` where that is not NULL.
   void run(void* const* external, double* seconds);
+  void run_part(void* const* external, int first, int last);  // operators first .. last - 1
+  const void* address(int buffer) const;                      // NULL for an external buffer, and for none
   const char* kernel(int op) const;  // NULL for an operator it does not have
   int64_t bytes() const;
 
@@ -43,6 +45,7 @@ struct qt_plan {
   void make_steps(const qt_plan_desc& desc);
   Step make_step(const qt_plan_desc& desc, const qt_op& op, qtool::Memory* memory);
   void bind(void* const* external);
+  void run_steps(int first, int last, double* seconds);
 
   std::atomic<bool> running_{false};
   std::vector<qtool::Memory> memories_;  // of each thread that packs weights
