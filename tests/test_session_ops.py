@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
+import product_cases
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from int8_cases import MAKERS, Int8Case, feeds_of, graph_of
+from int8_cases import F32, MAKERS, Int8Case, feeds_of, graph_of
 from kernels import isas
 from op_cases import CASES, Case
 
@@ -59,6 +61,31 @@ def test_int8_activations_have_the_bits_of_the_reference(name, backend, isa):
     rng = np.random.default_rng(zlib.crc32(f"{name} {backend} signed".encode()))
     reasons = {_check_int8(MAKERS[name](rng, backend, dtype=DType.INT8), isa) for _ in range(6)} - {""}
     assert all(reason.startswith(REASONS) for reason in reasons)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_int8_transposed_convolutions_have_the_bits_of_the_reference(rank, per_channel, backend, isa):
+    rng = np.random.default_rng(zlib.crc32(f"{rank} {per_channel} {backend}".encode()))
+    for _ in range(25):
+        assert not _check_int8(product_cases.conv_transpose(rng, backend, rank, per_channel), isa)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("rank", [1, 2])
+def test_float_transposed_convolutions_are_close_to_the_reference(rank, isa):
+    rng = np.random.default_rng(29)
+    for _ in range(25):
+        case = product_cases.conv_transpose(rng, "fbgemm", rank)
+        floats = tuple(o and replace(o, array=rng.normal(0, 1, o.array.shape).astype(F32)) for o in case.operands)
+        floats = tuple(o and replace(o, qparams=None) for o in floats)
+        graph = replace(graph_of(replace(case, operands=floats, out=None)), backend="")
+        feeds = {"x0": floats[0].array}
+        session = Session(graph, isa=isa)
+        assert not session.fallbacks
+        np.testing.assert_allclose(session.run(feeds)["y"], reference.run(graph, feeds)["y"], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("isa", isas())

@@ -30,18 +30,24 @@ def _matmul(call: Call) -> tuple[Array, ...]:
     return (np.asarray(np.fmin(np.fmax(steps, low), high).astype(out.dtype.numpy)),)
 
 
+def convolution_weight(array: Array, groups: int) -> Array:
+    """A transposed convolution's weight (I, O / groups, *kernel) as a convolution has it, (O, I / groups, *kernel)."""
+    inputs, outputs, *kernel = array.shape
+    parts = array.reshape(groups, inputs // groups, outputs, *kernel)
+    return parts.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
+
+
+def convolution_qparams(params: QParams, groups: int) -> QParams:
+    """The parameters of that weight, along axis 0 where there are several."""
+    if params.axis is None:
+        return params
+    return QParams(np.tile(params.scale, groups), np.tile(params.zero_point, groups), params.dtype, 0)
+
+
 def transposed_weight(call: Call) -> Operand:
-    """The weight (I, O / groups, *kernel) as a convolution has it, (O, I / groups, *kernel), with its
-    parameters along axis 0."""
+    """The weight as a convolution has it, with its parameters."""
     weight, groups = call.input(1), call.attrs.groups
-    inputs, outputs, *kernel = weight.array.shape
-    parts = weight.array.reshape(groups, inputs // groups, outputs, *kernel)
-    array = parts.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
-    params = weight.params
-    if params.axis is not None:
-        scale, zero = np.tile(params.scale, groups), np.tile(params.zero_point, groups)
-        params = QParams(scale, zero, params.dtype, 0)
-    return Operand(array, params)
+    return Operand(convolution_weight(weight.array, groups), convolution_qparams(weight.params, groups))
 
 
 def transposed_parameters(call: Call) -> Accumulate:

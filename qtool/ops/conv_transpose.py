@@ -172,6 +172,7 @@ for _rank, _attrs in ((1, ConvTranspose1dAttrs), (2, ConvTranspose2dAttrs), (3, 
             bias=2,
             channel_axis=1,
             onnx=("ConvTranspose",),
+            kernel=f"conv_transpose{_rank}d" if _rank < 3 else "",
         )
     )
 register(OpSpec("col2im", Col2ImAttrs, ("x", "image_shape", "block_shape"), _col2im_type, col2im, onnx=("Col2Im",)))

@@ -25,6 +25,7 @@ from qtool.engine.lowering.pointwise import FORMULAS, lower_table, lower_unary
 from qtool.engine.lowering.pool import lower_adaptive_pool, lower_mean, lower_pool
 from qtool.engine.lowering.recurrent import GATES, lower_recurrent
 from qtool.engine.lowering.segment import Binding, Role, Segment, Source, Step, Unsupported
+from qtool.engine.lowering.transposed import lower_conv_transpose
 from qtool.ir import Node
 
 __all__ = [
@@ -49,6 +50,8 @@ LOWERINGS: Mapping[str, Lower] = {
     "conv1d": lower_accumulate,
     "conv2d": lower_accumulate,
     "linear": lower_accumulate,
+    "conv_transpose1d": lower_conv_transpose,
+    "conv_transpose2d": lower_conv_transpose,
     "linear_dynamic": lower_linear_dynamic,
     "matmul": lower_matmul,
     "add": lower_binary,
