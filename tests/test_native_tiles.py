@@ -163,7 +163,8 @@ def _inner_loops(path: str) -> list[list[str]]:
         jump = re.match(r"j\w+ +([0-9a-f]+)", text)
         start = index.get(int(jump[1], 16), i) if jump else i
         body = [text for _, text in lines[start : i + 1]]
-        multiplies = 0 < sum("tdpbusd" in text for text in body) <= 4
+        loads = any("tileloadd" in text for text in body)  # the loop that only measures the unit has none
+        multiplies = loads and 0 < sum("tdpbusd" in text for text in body) <= 4
         if start < i < start + 40 and multiplies and not any("call" in text for text in body):
             loops.append(body)
     return loops
