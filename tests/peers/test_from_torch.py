@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import qtool
-from qtool import zoo
 from qtool.engine import reference
 from qtool.errors import ModelError
 from qtool.zoo.weights import parameters
@@ -28,7 +27,7 @@ from torch_graphs import (  # noqa: E402
 pytestmark = pytest.mark.peers
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", SMALL_IMAGE)
 def test_the_torchvision_five(name):
     more = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
     ours, module = with_zoo_weights(name, **more)
