@@ -86,7 +86,13 @@ def _c_fields(statement: str) -> list[tuple[str, str]]:
 
 
 def _c_type(kind: type) -> str:
-    plain = {ctypes.c_int32: "int32_t", ctypes.c_int64: "int64_t", ctypes.c_float: "float", ctypes.c_uint8: "uint8_t"}
+    plain = {
+        ctypes.c_int32: "int32_t",
+        ctypes.c_int64: "int64_t",
+        ctypes.c_float: "float",
+        ctypes.c_uint8: "uint8_t",
+        ctypes.c_double: "double",
+    }
     if kind in plain:
         return plain[kind]
     if issubclass(kind, ctypes.Array):

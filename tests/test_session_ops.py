@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import product_cases
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from int8_cases import F32, MAKERS, Int8Case, feeds_of, graph_of
+from int8_cases import F32, MAKERS, Int8Case, feeds_of, graph_of, softmax
 from kernels import isas
 from op_cases import CASES, Case
 
@@ -23,10 +24,15 @@ from qtool.ops.builder import Builder
 pytestmark = pytest.mark.usefixtures("need_native")
 
 BACKENDS = ("fbgemm", "onednn", "qnnpack")
-SIGNED = ("add", "mul", "cat", "hardswish", "sigmoid", "relu6", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+ALL = {**MAKERS, "softmax": softmax}
+SIGNED = (
+    *("mean", "layer_norm", "softmax", "add", "mul", "cat", "hardswish", "sigmoid", "relu6"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+)
 NATIVE = {
     *("linear", "conv1d", "conv2d", "conv2d_grouped", "conv2d_depthwise", "conv2d_add", "add", "mul", "cat"),
     *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
+    *("mean", "layer_norm", "softmax"),
     *("max_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "quantize", "dequantize", "linear_dynamic"),
 }
 """int8 operators that must not fall back but for one of these reasons."""
@@ -46,10 +52,10 @@ def _check_int8(case: Int8Case, isa: str) -> str:
 
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ALL)
 def test_int8_operators_have_the_bits_of_the_reference(name, backend, isa):
     rng = np.random.default_rng(zlib.crc32(f"{name} {backend}".encode()))
-    reasons = {_check_int8(MAKERS[name](rng, backend), isa) for _ in range(8)} - {""}
+    reasons = {_check_int8(ALL[name](rng, backend), isa) for _ in range(8)} - {""}
     if name in NATIVE:
         assert all(reason.startswith(REASONS) for reason in reasons)
 
@@ -59,7 +65,7 @@ def test_int8_operators_have_the_bits_of_the_reference(name, backend, isa):
 @pytest.mark.parametrize("name", SIGNED)
 def test_int8_activations_have_the_bits_of_the_reference(name, backend, isa):
     rng = np.random.default_rng(zlib.crc32(f"{name} {backend} signed".encode()))
-    reasons = {_check_int8(MAKERS[name](rng, backend, dtype=DType.INT8), isa) for _ in range(6)} - {""}
+    reasons = {_check_int8(ALL[name](rng, backend, dtype=DType.INT8), isa) for _ in range(6)} - {""}
     assert all(reason.startswith(REASONS) for reason in reasons)
 
 
@@ -71,6 +77,54 @@ def test_int8_transposed_convolutions_have_the_bits_of_the_reference(rank, per_c
     rng = np.random.default_rng(zlib.crc32(f"{rank} {per_channel} {backend}".encode()))
     for _ in range(25):
         assert not _check_int8(product_cases.conv_transpose(rng, backend, rank, per_channel), isa)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [DType.UINT8, DType.INT8])
+def test_int8_products_have_the_bits_of_the_reference(dtype, isa):
+    rng = np.random.default_rng(31)
+    for inner in (None, None, None, None, 1, 31, 32, 33, 800):
+        assert not _check_int8(product_cases.matmul(rng, "fbgemm", dtype, inner), isa)
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_int8_attention_reads_its_operands_where_they_lie(isa):
+    """Transposed and split operands, a batch spread over another one, more columns than are packed at once."""
+    rng = np.random.default_rng(37)
+    x, out = QParams.per_tensor(0.04, 120, DType.UINT8), QParams.per_tensor(0.5, 100, DType.UINT8)
+    b = Builder("net")
+    whole = b.node("quantize", [b.input("x", (2, 70, 3, 2, 33))], "q", x)
+    left, middle, right = b.nodes("split", [whole], 3, "parts", x, split_sizes=(1, 1, 1), dim=2)
+    left, middle, right = (b.node("squeeze", [y], "s", x, dim=(2,)) for y in (left, middle, right))
+    left, right = (b.node("permute", [y], "p", x, dims=(0, 2, 1, 3)) for y in (left, right))
+    middle = b.node("permute", [middle], "t", x, dims=(0, 2, 3, 1))
+    scores = b.node("matmul", [left, middle], "scores", out)
+    graph = b.finish([scores, b.node("matmul", [scores, right], "context", out)], "fbgemm")
+    feeds = {"x": rng.normal(0, 2, (2, 70, 3, 2, 33)).astype(F32)}
+    expected = reference.run(graph, feeds)
+    session = Session(graph, isa=isa, threads=2)
+    assert not session.fallbacks
+    for name, got in session.run(feeds).items():
+        np.testing.assert_array_equal(got, expected[name])
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [DType.UINT8, DType.INT8])
+@pytest.mark.parametrize("last", [False, True])
+def test_int8_means_over_any_axes_have_the_bits_of_the_reference(last, dtype, isa):
+    x = QParams.per_tensor(0.04, 7, dtype)
+    rng = np.random.default_rng(41)
+    for count in range(1, 5):
+        for axes in itertools.combinations(range(4), count):
+            b = Builder("net")
+            y = b.node("quantize", [b.input("x", (3, 5, 4, 6))], "q", x)
+            y = b.node("max_pool2d", [y], "before", x, kernel_size=(1, 1), stride=(1, 1)) if last else y
+            y = b.node("mean", [y], "node", x, dim=axes, keepdim=bool(rng.integers(2)))
+            graph = b.finish([y], "fbgemm")
+            feeds = {"x": rng.normal(0, 4, (3, 5, 4, 6)).astype(F32)}
+            session = Session(graph, isa=isa)
+            assert not session.fallbacks
+            np.testing.assert_array_equal(session.run(feeds)[y], reference.run(graph, feeds)[y])
 
 
 @pytest.mark.parametrize("isa", isas())

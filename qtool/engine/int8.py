@@ -24,7 +24,7 @@ from qtool.engine.requantize import (
     fused_multiply_add,
     output_limits,
 )
-from qtool.engine.tables import offset, requantize_table, unary_table
+from qtool.engine.tables import offset, requantize_table, softmax_powers, unary_table
 from qtool.errors import EngineError
 from qtool.ir import Array, QParams
 from qtool.ops import OpSpec
@@ -271,9 +271,12 @@ def _layer_norm(call: Call) -> tuple[Array, ...]:
 
 
 def _softmax(call: Call) -> tuple[Array, ...]:
-    """In float64 inside, so that the sum's order does not show."""
-    (y,) = call.spec.reference(call.attrs, call.input(0).floats().astype(np.float64))
-    return (call.out.quantize(np.asarray(y, np.float32)),)
+    """Of whole numbers, whose sum has no order: the power of each distance from the row's largest, from a table."""
+    x, dim = call.input(0), call.attrs.dim
+    steps = x.offset.astype(np.int64)
+    powers = softmax_powers(x.params)[steps.max(axis=dim, keepdims=True) - steps]
+    y = powers.astype(np.float64) / powers.sum(axis=dim, keepdims=True).astype(np.float64)
+    return (call.out.quantize(y.astype(np.float32)),)
 
 
 def _move(call: Call) -> tuple[Array, ...]:

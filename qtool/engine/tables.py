@@ -48,6 +48,11 @@ def requantize_table(x: QParams, out: QParams) -> Table:
     return offset(quantize_outside(dequantize_fused(every_value(x), x), out), out)
 
 
+def softmax_powers(x: QParams) -> NDArray[np.int64]:
+    """exp(-scale * i) for i steps below the largest number of a softmax, in units of 2**-40."""
+    return np.rint(np.exp(-np.float64(x.scale[0]) * np.arange(256)) * 2.0**40).astype(np.int64)
+
+
 def unary_table(op: str, attrs: Any, qparams: tuple[QParams, QParams], arithmetic: Arithmetic) -> Table | None:
     """The table of an operator of one tensor, input and output having ``qparams``; None for one that has none."""
     x, out = qparams

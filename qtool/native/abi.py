@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 from collections.abc import Mapping
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_uint8, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -53,6 +53,10 @@ class Kind(enum.IntEnum):
     CEILING = 18
     GATHER = 19
     MOVE = 20
+    QSOFTMAX = 21
+    QMEAN = 22
+    QLAYERNORM = 23
+    QMATMUL = 24
 
 
 class Binary(enum.IntEnum):
@@ -262,6 +266,19 @@ class RowsArgs(Args):
     _fields_: ClassVar = [*_longs("rows"), *_ints("n"), *_floats("eps"), *_pointers("scale shift")]
 
 
+class QrowsArgs(Args):
+    c_name = "qt_qrows_args"
+    arrays: ClassVar = {"weight": ("float32",), "bias": ("float32",), "powers": ("int64",)}
+    _fields_: ClassVar = [
+        *_longs("rows n inner"),
+        *_ints("shift x_zero out_zero"),
+        *_floats("x_scale out_scale"),
+        *_ints("reserved"),
+        ("eps", c_double),
+        *_pointers("weight bias powers"),
+    ]
+
+
 class MatmulArgs(Args):
     c_name = "qt_matmul_args"
     _fields_: ClassVar = [
@@ -276,7 +293,7 @@ class MatmulArgs(Args):
         ("y_batch", c_int64 * 4),
         *_longs("y_row"),
         *_floats("scale"),
-        *_ints("mask"),
+        *_ints("mask a_zero b_zero out_zero reserved"),
     ]
 
 
@@ -360,5 +377,9 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.SMATMUL: MatmulArgs,
     Kind.CEILING: CeilingArgs,
     Kind.MOVE: MoveArgs,
+    Kind.QSOFTMAX: QrowsArgs,
+    Kind.QMEAN: QrowsArgs,
+    Kind.QLAYERNORM: QrowsArgs,
+    Kind.QMATMUL: MatmulArgs,
 }
 """The argument structure of each kind of operator."""

@@ -7,8 +7,8 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE and SMATMUL exactly; any other operator needs
-// that slack there too.
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL and QMATMUL exactly; any other
+// operator needs that slack there too.
 // The output of LUT, SUNARY, QBINARY, SBINARY and SAFFINE may be the very bytes of their first input; every other output
 // must lie apart from the inputs.
 #ifndef QTOOL_H_
@@ -63,7 +63,11 @@ enum qt_op_kind {
   QT_OP_CEILING = 18,        // qt_ceiling_args: what the machine can do at most
   QT_OP_GATHER = 19,         // qt_gather_args: rows of a table by number; in: numbers, table
   QT_OP_MOVE = 20,           // qt_move_args: rows of bytes by index (pad, resize to nearest, interleave)
-  QT_OP_COUNT = 21,
+  QT_OP_QSOFTMAX = 21,       // qt_qrows_args: u8 -> float32
+  QT_OP_QMEAN = 22,          // qt_qrows_args: u8
+  QT_OP_QLAYERNORM = 23,     // qt_qrows_args: u8
+  QT_OP_QMATMUL = 24,        // qt_matmul_args: u8, u8 -> u8
+  QT_OP_COUNT = 25,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -238,8 +242,23 @@ typedef struct qt_rows_args {
   const float* shift;
 } qt_rows_args;
 
+// Rows of n bytes; formulas in qrows/qrows.h.
+typedef struct qt_qrows_args {
+  int64_t rows, n;
+  int64_t inner;             // mean: of numbers side by side, [rows][n][inner] -> [rows][inner]; else 1
+  int32_t shift;             // 128 where the bytes are int8 stored + 128, else 0
+  int32_t x_zero, out_zero;  // layer norm; of the bytes less the shift
+  float x_scale, out_scale;
+  int32_t reserved;
+  double eps;
+  const float* weight;    // [n] or NULL
+  const float* bias;      // [n] or NULL
+  const int64_t* powers;  // softmax: [256], of each distance from the row's largest, in 0..2^40
+} qt_qrows_args;
+
 // y[n, m, o] = scale * (sum over k of a[n, m, k] * b[n, k, o]) + mask[n, m, o] for every n of four axes. Strides and
-// offsets are in floats and not negative; the columns o of y and mask are contiguous, and no two places of y the same.
+// offsets are in elements and not negative; the columns o of y and mask are contiguous, and no two places of y the same.
+// QMATMUL, without mask: y = clamp(nearbyint(float(sum over k of (a - a_zero) * (b - b_zero)) * scale) + out_zero).
 typedef struct qt_matmul_args {
   int64_t batch[4], rows, inner, columns;
   int64_t a_batch[4], a_row, a_inner, a_offset;
@@ -248,6 +267,7 @@ typedef struct qt_matmul_args {
   int64_t y_batch[4], y_row;
   float scale;
   int32_t mask;  // 1 where it is given
+  int32_t a_zero, b_zero, out_zero, reserved;  // QMATMUL
 } qt_matmul_args;
 
 enum qt_recurrent_kind { QT_LSTM = 0, QT_GRU = 1, QT_RNN = 2 };

@@ -1,4 +1,4 @@
-"""Products of matrices in float."""
+"""Products of matrices: in float, and of two activations in int8."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ import numpy as np
 from qtool.engine.lowering.accumulate import Fields, arranged, product_fields
 from qtool.engine.lowering.groups import INFINITY, Group
 from qtool.engine.lowering.layout import Layout, Sizes
-from qtool.engine.lowering.segment import Segment, Unsupported
+from qtool.engine.lowering.segment import Segment, Source, Unsupported
 from qtool.engine.lowering.view import View, broadcast_strides, dense
+from qtool.engine.requantize import F32, offset_zero
+from qtool.ir import Node
 from qtool.native import Kind, abi
 
 BATCH_AXES = 4
+MOST_INNER = 33000
+MOST_MULTIPLIER = 1e28
 
 
 def lower_matmul(segment: Segment, group: Group) -> None:
     """A product with a constant matrix on the right is a linear layer; any other reads both sides where they lie."""
     source, node = segment.source, group.host
+    if source.qparams(node.outputs[0]) is not None:
+        _lower_product(segment, group, _quantized(source, node))
+        return
     source.need_float(*node.inputs, *node.outputs)
     a, b = (segment.shape(name) for name in node.inputs)
     if node.inputs[1] in source.constants and len(b) == 2 and len(a) >= 2:
-        return _lower_linear(segment, group)
-    return _lower_product(segment, group)
+        _lower_linear(segment, group)
+    else:
+        _lower_product(segment, group, {"scale": group.factor})
 
 
 def _lower_linear(segment: Segment, group: Group) -> None:
@@ -36,7 +44,17 @@ def _lower_linear(segment: Segment, group: Group) -> None:
     segment.emit(Kind.SCONV, (read,), segment.write(node.outputs[0], Layout.PLAIN), args)
 
 
-def _lower_product(segment: Segment, group: Group) -> None:
+def _quantized(source: Source, node: Node) -> Fields:
+    """The arithmetic of bytes, as the reference has it: exact sums, one multiplier, one rounding."""
+    a, b, out = (source.per_tensor(name) for name in (*node.inputs, *node.outputs))
+    multiplier = (a.scale[0] * b.scale[0]) * (F32(1) / out.scale[0])
+    if not 0 < multiplier < MOST_MULTIPLIER:
+        raise Unsupported(f"a multiplier of {multiplier}")
+    zeros = {"a_zero": offset_zero(a), "b_zero": offset_zero(b), "out_zero": offset_zero(out)}
+    return {"scale": float(multiplier), **zeros}
+
+
+def _lower_product(segment: Segment, group: Group, numbers: Fields) -> None:
     node, mask = group.host, group.residual
     if mask:
         segment.source.need_float(mask)
@@ -46,7 +64,7 @@ def _lower_product(segment: Segment, group: Group) -> None:
         raise Unsupported(f"a product over {len(batch)} leading axes")
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     fields: Fields = {"batch": (1,) * (BATCH_AXES - len(batch)) + batch, "rows": rows, "inner": inner}
-    fields |= {"columns": columns, "scale": group.factor, "mask": int(bool(mask))}
+    fields |= {"columns": columns, **numbers, "mask": int(bool(mask))}
     *fields["a_batch"], fields["a_row"], fields["a_inner"] = a.strides
     *fields["b_batch"], fields["b_inner"], fields["b_column"] = b.strides
     fields |= {"a_offset": a.offset, "b_offset": b.offset}
@@ -60,7 +78,12 @@ def _lower_product(segment: Segment, group: Group) -> None:
         inputs.append(view.buffer)
     *fields["y_batch"], fields["y_row"], _ = _output_strides((*batch, rows, columns), group.dims)
     args = abi.make(abi.MatmulArgs, **{name: _plain(value) for name, value in fields.items()})
-    segment.emit(Kind.SMATMUL, tuple(inputs), segment.write(group.output, Layout.PLAIN), args)
+    quantized = segment.source.qparams(node.outputs[0]) is not None
+    if quantized and inner > MOST_INNER:
+        raise Unsupported(f"sums of {inner} products of bytes")
+    segment.emit(
+        Kind.QMATMUL if quantized else Kind.SMATMUL, tuple(inputs), segment.write(group.output, Layout.PLAIN), args
+    )
 
 
 def _plain(value: object) -> object:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from qtool.engine.lowering.accumulate import planar
 from qtool.engine.lowering.groups import Group
-from qtool.engine.lowering.layout import Layout, Sizes
+from qtool.engine.lowering.layout import Layout, Sizes, permutation
+from qtool.engine.lowering.norm import need_short
 from qtool.engine.lowering.segment import Segment, Source, Unsupported
 from qtool.engine.requantize import Arithmetic, offset_zero, pool_scales
 from qtool.ir import DType, Node, QParams
@@ -62,18 +64,51 @@ def lower_adaptive_pool(segment: Segment, group: Group) -> None:
 
 
 def lower_mean(segment: Segment, group: Group) -> None:
-    """A mean over all pixels is a pool; in int8 only QNNPACK's is."""
+    """A mean over all pixels is a pool; in int8 only QNNPACK's is, and any other a sum of bytes divided once."""
     source, node = segment.source, group.host
     rank = len(segment.shape(node.inputs[0]))
     attrs = attrs_of(node)
     axes = tuple(sorted(axis % rank for axis in attrs.dim or range(rank)))
     x = source.qparams(node.inputs[0])
-    if rank not in (3, 4) or axes != tuple(range(2, rank)):
+    picture = axes == tuple(range(2, rank))
+    if x is not None and not (rank == 4 and picture and _is_qnnpack(source, x)):
+        _mean_of_bytes(segment, node, axes)
+        return
+    if rank not in (3, 4) or not picture:
         raise Unsupported(f"a mean over axes {axes} of {rank}")
-    if x is not None and not (rank == 4 and _is_qnnpack(source, x)):
-        raise Unsupported("an int8 mean that is no average pool")
     window = segment.shape(node.inputs[0])[2:]
     _emit(segment, node, True, _windows(window, window, ()))
+
+
+def _mean_of_bytes(segment: Segment, node: Node, axes: Sizes) -> None:
+    """Over axes that lie side by side in memory, or are brought there."""
+    source, x, out = segment.source, node.inputs[0], node.outputs[0]
+    qparams = source.per_tensor(x)
+    if source.per_tensor(out) != qparams:
+        raise Unsupported("a mean with other parameters than its input")
+    read, rows, inner = _summable(segment, x, axes)
+    count = math.prod(segment.shape(x)) // (rows * inner)
+    shift = -qparams.limits[0]
+    args = abi.make(abi.QrowsArgs, rows=rows, n=need_short(count), inner=inner, shift=shift)
+    segment.emit(Kind.QMEAN, (read,), segment.write(out, Layout.PLAIN), args)
+
+
+def _summable(segment: Segment, x: str, axes: Sizes) -> tuple[int, int, int]:
+    """A buffer in which the axes lie side by side and the others row-major, and how many numbers lie outside and inside
+    of them."""
+    shape = segment.shape(x)
+    if axes == tuple(range(2, len(shape))) and Layout.LAST in segment.layouts(x):
+        return segment.read(x, Layout.LAST), shape[0], shape[1]
+    first, last = axes[0], axes[-1] + 1
+    if last - first == len(axes):
+        return segment.read(x, Layout.PLAIN), math.prod(shape[:first]), math.prod(shape[last:])
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    change = permutation(shape, range(len(shape)), (*kept, *axes))
+    read = segment.read(x, Layout.PLAIN)
+    if change is not None:
+        plain, read = read, segment.buffer(math.prod(shape))
+        segment.permute(plain, read, 1, change)
+    return read, math.prod(shape[axis] for axis in kept), 1
 
 
 def _is_qnnpack(source: Source, x: QParams) -> bool:

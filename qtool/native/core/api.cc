@@ -104,6 +104,7 @@ int64_t qt_struct_bytes(const char* name) {
   QT_STRUCT(qt_permute_args)
   QT_STRUCT(qt_affine_args)
   QT_STRUCT(qt_rows_args)
+  QT_STRUCT(qt_qrows_args)
   QT_STRUCT(qt_matmul_args)
   QT_STRUCT(qt_recurrent_args)
   QT_STRUCT(qt_ceiling_args)

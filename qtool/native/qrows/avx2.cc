@@ -1,0 +1,7 @@
+#include "qrows/body.h"
+
+namespace qtool {
+
+const QrowsKernels qrows_avx2 = kKernels;
+
+}  // namespace qtool

@@ -1,0 +1,7 @@
+#include "qrows/body.h"
+
+namespace qtool {
+
+const QrowsKernels qrows_scalar = kKernels;
+
+}  // namespace qtool
