@@ -353,13 +353,6 @@ def layer_norm(rng: Rng, backend: str, multiple: int = 32, dtype: DType = DType.
     return Int8Case("layer_norm", backend, attrs, (x, *affine), some_qparams(rng, dtype, 0.01, 0.05))
 
 
-def softmax(rng: Rng, backend: str, dtype: DType = DType.UINT8) -> Int8Case:
-    """Over the last axis; rows with ties, and at times of one number."""
-    shape = tuple(int(v) for v in rng.integers(1, 40, rng.integers(1, 4)))
-    out = QParams.per_tensor(1 / 256, 0 if dtype is DType.UINT8 else -128, dtype)
-    return Int8Case("softmax", backend, {"dim": -1}, (some_activation(rng, shape, dtype),), out)
-
-
 def quantize(rng: Rng, backend: str, dtype: DType = DType.UINT8) -> Int8Case:
     """Half of the numbers lie between two steps."""
     out = some_qparams(rng, dtype)

@@ -1,4 +1,4 @@
-"""Random quantized transposed convolutions and products of two activations."""
+"""Random quantized transposed convolutions, products of two activations and softmax."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ def matmul(rng: Rng, backend: str, dtype: DType = DType.UINT8, inner: int | None
     spread = float(a.qparams.scale[0] * b.qparams.scale[0]) * 100 * np.sqrt(inner)
     zero = int(some_qparams(rng, dtype).zero_point[0])
     return Int8Case("matmul", backend, {}, (a, b), QParams.per_tensor(F32(spread * rng.uniform(0.5, 2)), zero, dtype))
+
+
+def softmax(rng: Rng, backend: str, dtype: DType = DType.UINT8) -> Int8Case:
+    """Over the last axis; rows with ties, and at times of one number."""
+    shape = tuple(int(v) for v in rng.integers(1, 40, rng.integers(1, 4)))
+    out = QParams.per_tensor(1 / 256, 0 if dtype is DType.UINT8 else -128, dtype)
+    return Int8Case("softmax", backend, {"dim": -1}, (some_activation(rng, shape, dtype),), out)

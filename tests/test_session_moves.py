@@ -73,6 +73,15 @@ def test_pads_of_every_mode(attrs, kind, last):
         assert not check(graph_of("pad", shape, kind, last, **attrs))
 
 
+@pytest.mark.parametrize("op", ["depth_to_space", "space_to_depth"])
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_pixels(op, mode, last, kind):
+    for shape, block in (((2, 18, 6, 9), 3), ((1, 4, 2, 2), 2), ((3, 5, 4, 1), 1)):
+        assert not check(graph_of(op, shape, kind, last, blocksize=block, mode=mode))
+
+
 NEAREST = [
     {"scales": (1, 1, 2, 2)},
     {"scales": (1, 1, 2.5, 0.6), "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},

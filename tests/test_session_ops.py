@@ -11,7 +11,7 @@ import product_cases
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from int8_cases import F32, MAKERS, Int8Case, feeds_of, graph_of, softmax
+from int8_cases import F32, MAKERS, Int8Case, feeds_of, graph_of
 from kernels import isas
 from op_cases import CASES, Case
 
@@ -24,7 +24,7 @@ from qtool.ops.builder import Builder
 pytestmark = pytest.mark.usefixtures("need_native")
 
 BACKENDS = ("fbgemm", "onednn", "qnnpack")
-ALL = {**MAKERS, "softmax": softmax}
+ALL = {**MAKERS, "softmax": product_cases.softmax}
 SIGNED = (
     *("mean", "layer_norm", "softmax", "add", "mul", "cat", "hardswish", "sigmoid", "relu6"),
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),

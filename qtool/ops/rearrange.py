@@ -70,11 +70,25 @@ def space_to_depth(attrs: SpaceToDepthAttrs, x: Array) -> tuple[Array, ...]:
 SAME = QuantRule.SAME_AS_INPUT
 register(
     OpSpec(
-        "depth_to_space", DepthToSpaceAttrs, ("x",), depth_to_space_type, depth_to_space, SAME, onnx=("DepthToSpace",)
+        "depth_to_space",
+        DepthToSpaceAttrs,
+        ("x",),
+        depth_to_space_type,
+        depth_to_space,
+        SAME,
+        onnx=("DepthToSpace",),
+        kernel="depth_to_space",
     )
 )
 register(
     OpSpec(
-        "space_to_depth", SpaceToDepthAttrs, ("x",), space_to_depth_type, space_to_depth, SAME, onnx=("SpaceToDepth",)
+        "space_to_depth",
+        SpaceToDepthAttrs,
+        ("x",),
+        space_to_depth_type,
+        space_to_depth,
+        SAME,
+        onnx=("SpaceToDepth",),
+        kernel="space_to_depth",
     )
 )

@@ -12,6 +12,7 @@ from qtool.engine.lowering.groups import ACCUMULATING, Group, alone, make_groups
 from qtool.engine.lowering.layout import Layout
 from qtool.engine.lowering.matmul import lower_matmul
 from qtool.engine.lowering.move import (
+    lower_blocks,
     lower_cat,
     lower_identity,
     lower_permute,
@@ -89,11 +90,15 @@ LOWERINGS: Mapping[str, Lower] = {
     "embedding": lower_gather,
     "gather": lower_gather,
     "resize": lower_resize,
+    "depth_to_space": lower_blocks,
+    "space_to_depth": lower_blocks,
     **{f"{name}{suffix}": lower_recurrent for name in GATES for suffix in ("", "_dynamic")},
 }
 
 CHANNELS_LAST = frozenset(
-    name for name in LOWERINGS if name.startswith("conv") or "_pool" in name or name in ("batch_norm", "mean")
+    name
+    for name in LOWERINGS
+    if name.startswith("conv") or "_pool" in name or name in ("batch_norm", "mean", "depth_to_space", "space_to_depth")
 )
 """Operators that read and write channels-last."""
 

@@ -97,6 +97,31 @@ def _view_in(segment: Segment, name: str, layout: Layout) -> View:
     return View(segment.read(name, layout, direct=True), tuple(steps[axis] for axis in range(len(shape))))
 
 
+BLOCKS = {
+    ("depth_to_space", "DCR"): (0, 1, 3, 2, 4, 5),
+    ("depth_to_space", "CRD"): (0, 1, 4, 2, 5, 3),
+    ("space_to_depth", "DCR"): (0, 1, 3, 2, 4, 5),
+    ("space_to_depth", "CRD"): (0, 1, 3, 5, 2, 4),
+}
+"""The order of the axes of pictures that lie channels-last, with those of blocks apart."""
+
+
+def lower_blocks(segment: Segment, group: Group) -> None:
+    """depth_to_space and space_to_depth: blocks of pixels from channels, and back."""
+    node = group.host
+    same_parameters(segment, node)
+    attrs, (x,), (out,) = attrs_of(node), node.inputs, node.outputs
+    block, (batch, channels, height, width) = attrs.blocksize, segment.shape(x)
+    if node.op == "space_to_depth":
+        sizes = (batch, height // block, block, width // block, block, channels)
+    else:
+        rest = channels // (block * block)
+        sizes = (batch, height, width, *((block, block, rest) if attrs.mode == "DCR" else (rest, block, block)))
+    read, target = segment.read(x, Layout.LAST, direct=True), segment.write(out, Layout.LAST)
+    item = segment.source.value(x).dtype.numpy.itemsize
+    segment.permute(read, target, item, (sizes, BLOCKS[node.op, attrs.mode]))
+
+
 def lower_cat(segment: Segment, group: Group) -> None:
     """Every input is copied to its place, int8 ones by a table where their parameters are others."""
     source, node = segment.source, group.host
