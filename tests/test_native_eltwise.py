@@ -139,6 +139,17 @@ def test_table(row):
 
 
 @pytest.mark.parametrize("row", kernel_rows("eltwise"))
+def test_tables_of_channels(row):
+    rng = np.random.default_rng(12)
+    for pixels, channels in [(1, 1), (7, 2), (300, 17), (5, 4000), (1, 20000)]:
+        tables = rng.integers(0, 256, (channels, 256), np.uint8)
+        x = rng.integers(0, 256, (pixels, channels), np.uint8)
+        args = abi.make(abi.LutArgs, count=x.size, table=tables, channels=channels)
+        got = run_kernel(row, Kind.LUT, args, [x], x, threads=2)
+        np.testing.assert_array_equal(got, tables[np.arange(channels), x])
+
+
+@pytest.mark.parametrize("row", kernel_rows("eltwise"))
 def test_threads_give_the_same_bits(row):
     x = floats(np.random.default_rng(9), 100_000)
     args = abi.make(abi.UnaryArgs, count=x.size, kind=int(abi.Unary.GELU))

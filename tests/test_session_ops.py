@@ -32,7 +32,7 @@ SIGNED = (
 NATIVE = {
     *("linear", "conv1d", "conv2d", "conv2d_grouped", "conv2d_depthwise", "conv2d_add", "add", "mul", "cat"),
     *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
-    *("mean", "layer_norm", "softmax"),
+    *("mean", "layer_norm", "softmax", "prelu"),
     *("max_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "quantize", "dequantize", "linear_dynamic"),
 }
 """int8 operators that must not fall back but for one of these reasons."""

@@ -192,7 +192,7 @@ class BinaryArgs(Args):
 class LutArgs(Args):
     c_name = "qt_lut_args"
     arrays: ClassVar = {"table": ("uint8",)}
-    _fields_: ClassVar = [*_longs("count"), *_pointers("table")]
+    _fields_: ClassVar = [*_longs("count"), *_pointers("table"), *_longs("channels")]
 
 
 class UnaryArgs(Args):

@@ -137,9 +137,11 @@ typedef struct qt_binary_args {
   float out_min_f, out_max_f;
 } qt_binary_args;
 
+// y[i] = table[i % channels][x[i]]; 0 channels are one.
 typedef struct qt_lut_args {
   int64_t count;
-  const uint8_t* table;  // [256]
+  const uint8_t* table;  // [channels][256]
+  int64_t channels;
 } qt_lut_args;
 
 enum qt_unary_kind {

@@ -11,6 +11,8 @@ import numpy as np
 from qtool.engine.lowering.groups import INFINITY, Group
 from qtool.engine.lowering.layout import Layout
 from qtool.engine.lowering.segment import Segment, Source, Unsupported
+from qtool.engine.reference import run_node
+from qtool.engine.tables import every_value, offset
 from qtool.ir import Node
 from qtool.native import Kind, abi
 from qtool.ops import attrs_of
@@ -38,11 +40,27 @@ def lower_unary(segment: Segment, group: Group) -> None:
     """relu, sigmoid, hardswish and the like."""
     source, node = segment.source, group.host
     if source.qparams(node.outputs[0]) is not None:
-        raise Unsupported("no function of one byte")
+        _lower_channel_tables(segment, group)
+        return
     source.need_float(*node.inputs, *node.outputs)
     kind, a, b = _formula(source, node)
     args = abi.make(abi.UnaryArgs, count=math.prod(segment.shape(node.inputs[0])), kind=kind, a=a, b=b)
     pointwise(segment, group, node.inputs[0], Kind.SUNARY, args)
+
+
+def _lower_channel_tables(segment: Segment, group: Group) -> None:
+    """prelu in int8 with a slope a channel: a table for each."""
+    source, node = segment.source, group.host
+    x, out, shape = node.inputs[0], node.outputs[0], segment.shape(node.inputs[0])
+    if node.op != "prelu" or len(shape) < 2:
+        raise Unsupported("no function of one byte")
+    slope, values = source.constant(node.inputs[1], "slope"), every_value(source.per_tensor(x))
+    spread = np.ascontiguousarray(np.broadcast_to(values[:, None], (256, shape[1])))
+    (result,) = run_node(source.graph, node, {node.inputs[1]: slope, x: spread})
+    tables = np.ascontiguousarray(offset(result, source.per_tensor(out)).T)
+    args = abi.make(abi.LutArgs, count=math.prod(shape), table=tables, channels=shape[1])
+    read = segment.read(x, Layout.LAST)
+    segment.emit(Kind.LUT, (read,), segment.write(group.output, Layout.LAST), args, in_place=True)
 
 
 def _formula(source: Source, node: Node) -> tuple[abi.Unary, float, float]:

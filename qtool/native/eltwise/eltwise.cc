@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <vector>
 
 #include "core/rows.h"
 
@@ -101,27 +101,40 @@ class SunaryOp : public Op {
 class LutOp : public Op {
  public:
   LutOp(const qt_lut_args& args, const Row<const EltwiseKernels*>& row)
-      : count_(checked_product({args.count})), row_(row) {
+      : count_(checked_product({args.count})), channels_(args.channels == 0 ? 1 : args.channels), row_(row) {
     require(args.table != nullptr, "there is no table");
-    std::memcpy(table_, args.table, sizeof(table_));
+    require(channels_ > 0 && count_ % channels_ == 0, "the channels of the tables do not divide the bytes");
+    tables_.assign(args.table, args.table + checked_product({channels_, 256}));
   }
 
   const char* kernel() const override { return row_.name; }
   Extents extents() const override { return {1, {count_}, count_}; }
+  int64_t packed_bytes() const override { return static_cast<int64_t>(tables_.size()); }
 
   void run(const RunContext& context) const override {
     const uint8_t* x = static_cast<const uint8_t*>(context.inputs[0]);
     uint8_t* y = static_cast<uint8_t*>(context.output);
+    if (channels_ > 1) return run_channels(context, x, y);
     context.pool->parallel(chunks_of(count_), [&](int64_t chunk, int) {
       const int64_t first = chunk * kChunk;
-      row_.kernel->lut(x + first, y + first, std::min(kChunk, count_ - first), table_);
+      row_.kernel->lut(x + first, y + first, std::min(kChunk, count_ - first), tables_.data());
     });
   }
 
  private:
-  int64_t count_;
+  void run_channels(const RunContext& context, const uint8_t* x, uint8_t* y) const {
+    const int64_t pixels = count_ / channels_, size = std::max<int64_t>(1, kChunk / channels_);
+    context.pool->parallel((pixels + size - 1) / size, [&](int64_t chunk, int) {
+      const int64_t end = std::min((chunk + 1) * size, pixels) * channels_;
+      for (int64_t first = chunk * size * channels_; first < end; first += channels_) {
+        for (int64_t c = 0; c < channels_; c++) y[first + c] = tables_[static_cast<size_t>(c * 256 + x[first + c])];
+      }
+    });
+  }
+
+  int64_t count_, channels_;
   const Row<const EltwiseKernels*>& row_;
-  uint8_t table_[256];
+  std::vector<uint8_t> tables_;
 };
 
 }  // namespace
