@@ -105,7 +105,7 @@ def test_sequences_change_between_channels_and_features(quantized):
     feeds = {"x": rng.standard_normal((3, 6, 11)).astype(np.float32)}
     session = Session(graph)
     _assert_same(session.run(feeds), reference.run(graph, feeds), exact=quantized)
-    assert list(session.fallbacks) == (["norm"] if quantized else [])
+    assert not session.fallbacks
     moves = [row.node for row in session.profile(feeds) if row.kernel.startswith("layout")]
     assert not {"turned", "back"} & set(moves)
 
