@@ -49,7 +49,7 @@ WAYS = {
 
 @cache
 def zoo_model(name):
-    return zoo.build(name, image=96 if name == "inception_v3" else 64, classes=50)
+    return zoo.build(name, image=96 if name == "inception_v3" else 64, classes=50 if zoo.ZOO[name].classes else None)
 
 
 @cache

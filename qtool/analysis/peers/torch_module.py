@@ -270,6 +270,10 @@ def _cat(*tensors_and_attrs: Any) -> Any:
     return torch.cat(tensors, attrs.dim)
 
 
+def _pad(x: Any, attrs: Any) -> Any:
+    return F.pad(x, attrs.pad, attrs.mode, attrs.value if attrs.mode == "constant" else None)
+
+
 def _slice(x: Any, attrs: Any) -> Any:
     if attrs.dim < 0:
         raise EngineError(f"a slice along axis {attrs.dim} is not translated to PyTorch")
@@ -289,6 +293,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "matmul": lambda a, b, _: torch.matmul(a, b),
     "mean": _mean,
     "mul": lambda a, b, _: torch.mul(a, b),
+    "pad": _pad,
     "permute": lambda x, attrs: x.permute(attrs.dims),
     "reshape": lambda x, attrs: x.reshape(attrs.shape),
     "slice": _slice,
