@@ -334,7 +334,10 @@ def interrupted(folder: Path, stage: str, words: tuple[str, ...]) -> tuple[int, 
     # Ctrl-C may come right between opening a file and the statement that would close it.
     python, *rest = command(*words)
     call = [python, *rest[:2], "-W", "ignore::ResourceWarning", *rest[2:]]
+    # What runs in the background ignores Ctrl-C, and would hand that on; what is handled is not handed on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(call, cwd=folder, env=environment(TERM="xterm"), **streams) as process:
+        signal.signal(signal.SIGINT, before)
         os.close(slave)
         shown = b"".join(_shown_until_closed(master, stage, process)).decode(errors="replace")
         os.close(master)

@@ -78,13 +78,15 @@ class BlockedSignals {
 
 // Moves the calling thread to a CPU that is not in `taken`; it stays where there is none that it may use. The kernel
 // likes to wake a thread on the CPU of the one that wakes it, and where other programs run it may leave both there for
-// many milliseconds, each waiting for the other. The affinity is as before afterwards: it is the user's to choose.
+// many milliseconds, each waiting for the other. The affinity is as before afterwards, or as it has been set meanwhile:
+// it is the user's to choose.
 void leave_cpus(const cpu_set_t& taken) {
-  cpu_set_t allowed, free;
+  cpu_set_t allowed, free, now;
   if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
   CPU_AND(&free, &allowed, &taken);
   CPU_XOR(&free, &allowed, &free);
   if (CPU_COUNT(&free) == 0 || sched_setaffinity(0, sizeof(free), &free) != 0) return;
+  if (sched_getaffinity(0, sizeof(now), &now) != 0 || !CPU_EQUAL(&now, &free)) return;
   sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 
