@@ -187,7 +187,7 @@ def _embedding(to: _Translation, node: Node) -> Any:
     return to.call(node, nn.Embedding(rows, columns), _names(node, "weight"))
 
 
-class _TimeFirst(nn.Module):
+class _TimeFirst(nn.Module):  # type: ignore[misc]  # without torch it is Any
     """A recurrent layer of PyTorch with the outputs that the graph's has: (time, directions, batch, hidden)."""
 
     def __init__(self, layer: nn.RNNBase) -> None:
