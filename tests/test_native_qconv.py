@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kernels import kernel_rows, run_kernel
 from qconv_cases import F32, Case, Numbers, depthwise, expected, linear, numbers
 
+from qtool import native
 from qtool.errors import EngineError
 from qtool.native import Buffer, Kind, Op, Plan, abi
 
@@ -173,6 +174,54 @@ def test_extreme_values(row, values):
     """Where 16-bit sums of products would saturate."""
     for case in (linear(5, 333, 40), linear(8, 20000, 3), CONVOLUTIONS[0], CONVOLUTIONS[3]):
         check(row, replace(case, values=values))
+
+
+PAIRS = [(first, second) for first in (-128, -127, -1, 0, 1, 127) for second in range(-128, 128)]
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("byte", [255, 254, 0])
+def test_pairs_of_weights_at_and_beyond_what_16_bits_hold(row, byte):
+    """A channel for each pair, at either place of four bytes and in both orders; a sum that is off by one shows."""
+    case = linear(5, 15, len(PAIRS), bias="int")
+    for place, alike in ((0, False), (2, False), (6, True), (12, True)):
+        n = numbers(case, place)
+        n.x[:] = byte
+        n.multiplier[:] = 1
+        weight = n.weight.reshape(len(PAIRS), 15)
+        weight[:] = np.resize(np.array(PAIRS).T, (15, len(PAIRS))).T if alike else 0
+        weight[:, place : place + 2] = PAIRS
+        for _ in range(2):
+            n.bias_i32[:] = (
+                np.arange(len(PAIRS)) % 50 - 25 - (byte - n.args.x_zero) * weight.sum(axis=1, dtype=np.int32)
+            )
+            np.testing.assert_array_equal(_run(row, case, n), expected(case, n))
+            weight[:] = weight[:, ::-1].copy()
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_few_pairs_of_weights_are_too_large(row, share):
+    """Some steps of some taps and panels, with lines that see fewer taps."""
+    for case in (*CONVOLUTIONS[:12], Case(size=(7, 7), channels=(38, 70), kernel=(3, 3), pad=(1, 1, 1, 1))):
+        n = numbers(replace(case, values="mixed"), 8)
+        small = np.random.default_rng(8).random(n.weight.shape) >= share
+        n.weight[small] //= 4
+        np.testing.assert_array_equal(_run(row, case, n), expected(case, n))
+
+
+@pytest.mark.usefixtures("need_native")
+@pytest.mark.parametrize(
+    ("weight", "kernel"), [(64, "qconv_avx2_pairs"), (65, "qconv_avx2"), (-64, "qconv_avx2_pairs")]
+)
+def test_avx2_multiplies_pairs_of_bytes_where_weights_allow_it(weight, kernel):
+    if "avx2" not in native.supported_isas():
+        pytest.skip("this CPU does not have avx2")
+    n = numbers(linear(2, 64, 40), 0)
+    n.weight[:] = weight
+    op = Op(Kind.QCONV, (0,), 1, n.args)
+    buffers = [Buffer(1 << 16, i << 16) for i in range(2)]
+    assert Plan([op], buffers, 2 << 16, isa="avx2").kernels == (kernel,)
 
 
 @pytest.mark.parametrize("row", DEPTHWISE_ROWS)

@@ -36,6 +36,46 @@ void pack_fours(const int8_t* weight, const QconvDepth& depth, const QconvKernel
   }
 }
 
+// What must be taken from the second weight of a pair so that they add up to -128..128.
+int beyond(int first, int second) {
+  const int sum = first + second;
+  return sum - std::clamp(sum, -128, 128);
+}
+
+// Takes what is too much for a pair out of a packed panel and makes further steps of it; see qconv.h.
+QconvRest split_pairs(int8_t* packed, const QconvDepth& depth, int64_t tap_bytes, Memory* memory) {
+  const int64_t step_bytes = tap_bytes / (depth.padded / 4);
+  std::vector<int32_t> begins = {0}, at;
+  std::vector<int8_t> rest;
+  for (int64_t tap = 0; tap < depth.taps; tap++) {
+    for (int64_t i = 0; i < depth.padded; i += 4, packed += step_bytes) {
+      rest.resize(rest.size() + step_bytes);
+      int8_t* step = rest.data() + rest.size() - step_bytes;
+      bool any = false;
+      for (int64_t j = 1; j < step_bytes; j += 2) {
+        const int more = beyond(packed[j - 1], packed[j]);
+        packed[j] = static_cast<int8_t>(packed[j] - more);
+        step[j] = static_cast<int8_t>(more);
+        any |= more != 0;
+      }
+      if (any) {
+        at.push_back(static_cast<int32_t>(i));
+      } else {
+        rest.resize(rest.size() - step_bytes);
+      }
+    }
+    begins.push_back(static_cast<int32_t>(at.size()));
+  }
+  const auto kept = [memory](const auto& values) {
+    const int64_t bytes = values.size() * sizeof(values[0]);
+    uint8_t* copy = memory->allocate(bytes);
+    if (bytes > 0) std::memcpy(copy, values.data(), bytes);
+    return copy;
+  };
+  return {reinterpret_cast<int32_t*>(kept(begins)), reinterpret_cast<int32_t*>(kept(at)),
+          reinterpret_cast<int8_t*>(kept(rest))};
+}
+
 // start, bias and multiplier of the channels of a panel.
 void pack_numbers(const qt_conv_args& args, const QconvDepth& depth, const std::vector<std::vector<int64_t>>& tap_sets,
                   int width, QconvPanel* panel, Memory* memory) {
@@ -105,11 +145,32 @@ std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& d
       } else {
         pack(source, depth, kernel, panel, reinterpret_cast<int16_t*>(weight));
       }
+      if (kernel.split) panel.rest = split_pairs(reinterpret_cast<int8_t*>(weight), depth, panel.tap_bytes, memory);
       pack_numbers(args, depth, tap_sets, width, &panel, memory);
       panels.push_back(panel);
     }
   }
   return panels;
+}
+
+double qconv_rest_share(const qt_conv_args& args, const QconvDepth& depth, const QconvKernel& kernel) {
+  const int8_t* weight = static_cast<const int8_t*>(args.weight);
+  const int64_t outputs = args.out_channels / args.groups, steps = depth.taps * depth.padded / 4;
+  int64_t rest = 0, all = 0;
+  std::vector<uint8_t> needed(steps);
+  for (int64_t o = 0; o < args.out_channels; o++) {
+    const int64_t column = o % outputs % kernel.columns;
+    if (column == 0) std::fill(needed.begin(), needed.end(), 0);
+    for (int64_t tap = 0; tap < depth.taps; tap++, weight += depth.length) {
+      for (int64_t i = 1; i < depth.length; i += 2) {
+        needed[(tap * depth.padded + i) / 4] |= beyond(weight[i - 1], weight[i]) != 0;
+      }
+    }
+    if (column + 1 < kernel.columns && (o + 1) % outputs != 0) continue;
+    rest += std::count(needed.begin(), needed.end(), 1);
+    all += steps;
+  }
+  return static_cast<double>(rest) / static_cast<double>(all);
 }
 
 }  // namespace qtool

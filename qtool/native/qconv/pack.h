@@ -25,6 +25,7 @@ struct QconvPanel {
   int columns, vectors;
   const void* weight;
   int64_t tap_bytes;     // of the weights of one tap
+  QconvRest rest;        // of a kernel with split weights
   const int32_t* start;  // [regions][width]
   const float* bias;
   const float* multiplier;
@@ -35,5 +36,8 @@ struct QconvPanel {
 std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& depth,
                                    const std::vector<std::vector<int64_t>>& tap_sets, const QconvKernel& kernel,
                                    Memory* memory);
+
+// The further steps that a kernel with split weights needs, over all steps of 4 bytes.
+double qconv_rest_share(const qt_conv_args& args, const QconvDepth& depth, const QconvKernel& kernel);
 
 }  // namespace qtool

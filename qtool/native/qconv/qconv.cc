@@ -24,6 +24,8 @@ constexpr Row<const QconvKernel*> kRows[] = {
 
 // The panels of a chunk are to stay in the L2 cache beside its pixels, which are walked once a panel.
 constexpr int64_t kPanelBytes = 256 << 10;
+// Of split weights, over the steps: with a third of more steps all that is gained would be lost.
+constexpr double kMostRest = 0.15;
 constexpr int64_t kChunkPixels = 192, kLeastChunks = 8, kMostPieces = 1 << 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -243,6 +245,7 @@ void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job,
   job.columns = panel.columns;
   job.weight = panel.weight;
   job.tap_bytes = panel.tap_bytes;
+  job.rest = &panel.rest;
   job.start = panel.start + piece.region * panel.vectors * kernel_.step;
   job.bias = panel.bias;
   job.multiplier = panel.multiplier;
@@ -271,7 +274,11 @@ std::unique_ptr<Op> make_qconv(const qt_op& op, const MakeContext& context) {
   if (goes_to("qtileconv_", context.isa >= QT_ISA_AMX && fills_tiles(args))) return make_qtileconv(op, context);
   const int outputs = args.out_channels / args.groups;
   const auto usable = [&](const Row<const QconvKernel*>& row) {
-    return context.kernel != nullptr || !row.kernel->narrow || outputs <= row.kernel->columns;
+    if (context.kernel != nullptr) return true;
+    if (row.kernel->split) {  // the instruction sets above have a product that needs no splitting
+      return row.isa == context.isa && qconv_rest_share(args, depth_of(args), *row.kernel) <= kMostRest;
+    }
+    return !row.kernel->narrow || outputs <= row.kernel->columns;
   };
   return std::make_unique<Qconv>(args, select_row(kRows, context.isa, context.kernel, usable), context);
 }

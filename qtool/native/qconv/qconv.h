@@ -17,6 +17,11 @@
 //   element_bytes 1  int8   [s][c][j]
 //   element_bytes 2  int16  [s][c / step][j % 2][c % step][j / 2]    even and odd bytes apart, for 16-bit products
 //
+// A kernel with `split` weights multiplies pairs (j = 0, 1 and 2, 3) of bytes and adds the two products in an int16. No
+// sum of any two bytes leaves its range if the pair's weights add up to -128..128: 128 * 255 < 2^15. What a pair has
+// beyond is put into a further step for the same bytes, which holds it always: of weights of one sign, 254 = 128 + 126
+// and -256 = -128 - 128 are the worst.
+//
 // This header is all that an instruction set file includes of qtool.
 #pragma once
 
@@ -43,6 +48,13 @@ struct QconvTile {
   int64_t rows;            // 1..kernel.rows
 };
 
+// The further steps of split weights; those of tap t are begins[t] .. begins[t + 1] - 1.
+struct QconvRest {
+  const int32_t* begins;  // [taps of the panel + 1]
+  const int32_t* at;      // [steps], byte of the tap
+  const int8_t* weight;   // [steps][c][j]; 64-byte aligned
+};
+
 // Tiles of one panel that see the same taps.
 struct QconvJob {
   const QconvTile* tiles;
@@ -54,6 +66,7 @@ struct QconvJob {
   int vectors;              // 1..kernel.columns / step
   int columns;              // channels to write, at most width = vectors * step; the last vector may be partly used
   const void* weight;       // the panel; 64-byte aligned, as the three arrays of it:
+  const QconvRest* rest;    // of a kernel with split weights
   const int32_t* start;     // [width]
   const float* bias;        // [width]
   const float* multiplier;  // [width]
@@ -67,6 +80,7 @@ struct QconvKernel {
   int rows, columns, step, element_bytes;
   bool narrow;  // better than the others where a group has no more channels than `columns`, worse where it has
   void (*run)(const QconvJob& job);
+  bool split = false;  // faster, the more pairs of weights need no further step
 };
 
 #define QT_KERNEL(isa, name, tile) extern const QconvKernel name;
