@@ -35,6 +35,8 @@ int64_t float32(const uint8_t* x, int64_t, int64_t rounds) {
   const float* f = reinterpret_cast<const float*>(x);
   const __m256 a0 = _mm256_loadu_ps(f), a1 = _mm256_loadu_ps(f + 8), b0 = _mm256_loadu_ps(f + 16), b1 = _mm256_loadu_ps(f + 24);
   __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
+  // Equal sums would be made one.
+  __asm__("" : "+x"(s0), "+x"(s1), "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7));
   for (int64_t round = 0; round < rounds; round += 4) {  // 8 sums: 4 cycles for each, two at a time
     s0 = _mm256_fmadd_ps(a0, b0, s0), s1 = _mm256_fmadd_ps(a1, b1, s1);
     s2 = _mm256_fmadd_ps(a0, b0, s2), s3 = _mm256_fmadd_ps(a1, b1, s3);

@@ -27,6 +27,8 @@ int64_t int8(const uint8_t* x, int64_t, int64_t rounds) {
 int64_t ceiling_float_avx512(const uint8_t* x, int64_t, int64_t rounds) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 64);
   __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
+  // Equal sums would be made one.
+  __asm__("" : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6), "+v"(s7));
   for (int64_t round = 0; round < rounds; round += 8) {  // 8 sums: 4 cycles for each, two at a time
     s0 = _mm512_fmadd_ps(a, b, s0), s1 = _mm512_fmadd_ps(a, b, s1);
     s2 = _mm512_fmadd_ps(a, b, s2), s3 = _mm512_fmadd_ps(a, b, s3);
