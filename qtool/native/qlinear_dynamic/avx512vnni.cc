@@ -33,7 +33,7 @@ static void run_tile(const QlinearDynamicTile& tile) {
   UNROLL for (int r = 0; r < R; ++r) row[r] = (const int32_t*)((const uint8_t*)tile.q + r * tile.q_bytes);
   const int8_t* weight = tile.weight;
   for (int64_t k = 0; k < tile.groups; ++k, weight += V * 64) {
-    if (R >= 4) _mm_prefetch(tile.prefetch + k * 64, _MM_HINT_T1);
+    if (R >= 4) _mm_prefetch(tile.prefetch + k * 64, _MM_HINT_T0);  // measured better than to the L2 cache alone
     __m512i w[V];
     UNROLL for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(weight + v * 64);
     UNROLL for (int r = 0; r < R; ++r) {
