@@ -220,6 +220,8 @@ SOUND: dict[Kind, dict[str, object]] = {
     Kind.SPOOL: {**_PICTURE, **_WINDOW},
 }
 """Sound arguments of the kinds that lead to no array, or to one of a known size."""
+LENGTHS = {(Kind.LUT, "channels")}
+"""Numbers that say how long an array of the caller's is: only the caller knows whether they are right."""
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -228,7 +230,7 @@ SOUND: dict[Kind, dict[str, object]] = {
 def test_no_arguments_crash(kind, data):
     """Sound arguments with some numbers changed to any: an error, or a plan that runs inside of its buffers."""
     args = abi.make(abi.ARGS[kind], **SOUND[kind])
-    fields = [field for field in args._fields_ if field[1] is not ctypes.c_void_p]
+    fields = [f for f in args._fields_ if f[1] is not ctypes.c_void_p and (kind, f[0]) not in LENGTHS]
     changed = data.draw(st.lists(st.sampled_from(fields), max_size=3, unique_by=lambda field: field[0]))
     for name, c_type in changed:
         setattr(args, name, data.draw(hostile(c_type)))
