@@ -66,15 +66,14 @@ def _data(checked: Checked) -> dict[str, Any]:
 
 
 def _show_check(shared: Shared, recipe: Path, checked: Checked) -> None:
-    from qtool.cli.render import RULE_COLUMNS, line, plural, rule_rows, table
+    from qtool.cli.render import RULE_COLUMNS, in_float, line, plural, rule_rows, table
 
     prepared = checked.prepared
     rules = [(row.key, row.where, row.count, row.modules) for row in prepared.matches.table]
     shared.show(table("rules", RULE_COLUMNS, rule_rows(rules), numeric=(1,)), "")
     fallbacks = prepared.all_fallbacks
     if fallbacks:
-        rows = [(fallback.node, fallback.op, fallback.reason) for fallback in fallbacks]
-        shared.show(table("in float", ("layer", "operator", "why"), rows), "")
+        shared.show(in_float((fallback.node, fallback.op, fallback.reason) for fallback in fallbacks), "")
     for name, data in _data(checked).items():
         shared.show(line(f"{name}: {plural(data.samples, 'sample')} of {data.path}"))
     count = len(prepared.quantized)

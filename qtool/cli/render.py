@@ -15,7 +15,7 @@ from qtool.analysis.advice import Advice
 from qtool.cli.common import printable
 from qtool.report.types import FLOAT_OUTPUTS, Accuracy, Latency, Report
 
-SHOWN_MODULES = 4
+SHOWN_MODULES, SHOWN_OPERATORS = 4, 3
 RATES = ("top1", "top5")
 """Metrics that are shares, and read best in per cent."""
 
@@ -188,8 +188,18 @@ def some(names: Sequence[str], most: int = SHOWN_MODULES) -> str:
 
 
 def _fallbacks(result: Report) -> RenderableType:
-    rows = [(fallback.name, fallback.op, fallback.reason) for fallback in result.fallbacks]
-    return table("in float", ("layer", "operator", "why"), rows)
+    return in_float((fallback.name, fallback.op, fallback.reason) for fallback in result.fallbacks)
+
+
+def in_float(layers: Iterable[tuple[str, str, str]]) -> RenderableType:
+    """The layers that stay in float, given as (name, operator, reason): a row for those of one reason."""
+    names: dict[str, dict[str, None]] = {}
+    ops: dict[str, dict[str, None]] = {}
+    for name, op, reason in layers:
+        names.setdefault(reason, {})[name] = None
+        ops.setdefault(reason, {})[op] = None
+    rows = [(len(names[why]), some(list(names[why])), some(list(ops[why]), SHOWN_OPERATORS), why) for why in names]
+    return table("in float", ("layers", "which", "operators", "why"), rows, numeric=(0,))
 
 
 def _gates(result: Report) -> RenderableType:
