@@ -142,7 +142,9 @@ def shared_options(command: F) -> Callable[..., Any]:
 
 _OPTIONS = (
     click.option("--json", "shared_json", is_flag=True, help="Print one JSON object instead of tables."),
-    click.option("--threads", "shared_threads", type=click.IntRange(1, 1024), help="Threads of the engine; 1."),
+    click.option(
+        "--threads", "shared_threads", type=click.IntRange(1, 1024), help="Threads of the engine.  [default: 1]"
+    ),
     click.option(
         "--isa",
         "shared_isa",
