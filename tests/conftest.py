@@ -36,6 +36,18 @@ def need_native() -> None:
         pytest.skip(native.why_not())
 
 
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes a recipe; gives its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
 def _uncovered() -> list[str]:
     """Kernel rows that this CPU can run and no test did."""
     import kernels
