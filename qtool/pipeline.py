@@ -15,6 +15,7 @@ from qtool.analysis.compare import compare
 from qtool.analysis.evaluate import EngineOptions, against_first, measure_accuracy
 from qtool.analysis.latency import random_feeds, time_interleaved
 from qtool.analysis.metrics import find_metric
+from qtool.engine.lowering.groups import JOIN
 from qtool.engine.session import Session
 from qtool.errors import DataError, ModelError, RecipeError
 from qtool.frontends.onnx import import_onnx
@@ -231,4 +232,4 @@ def _timed_feeds(recipe: Recipe, graph: Graph, batch: int) -> Mapping[str, Array
 
 def _kernels(session: Session, feeds: Mapping[str, Array]) -> dict[str, str]:
     rows = profile_operators(session, feeds, PROFILE_ROUNDS)
-    return {node: row.kernel for row in rows for node in row.layer.split(" + ")}
+    return {node: row.kernel for row in rows for node in row.layer.split(JOIN)}
