@@ -36,6 +36,25 @@ class Attrs:
 
 
 @dataclass(frozen=True)
+class VjpCall:
+    """What a vector-Jacobian product is made from.
+
+    ``inputs`` and ``outputs`` are the arrays of the forward pass (an input left out is None), ``grads`` the derivatives of
+    the loss by each output (None: that output has no part in it), ``needed`` says which inputs' derivatives are wanted.
+    """
+
+    attrs: Any
+    inputs: tuple[Array | None, ...]
+    outputs: tuple[Array, ...]
+    grads: tuple[Array | None, ...]
+    needed: tuple[bool, ...]
+
+
+Vjp = Callable[[VjpCall], tuple[Array | None, ...]]
+"""Derivatives of the loss by each input, of its shape and type: None where it is not needed or has none (integers)."""
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """One operator.
 
@@ -70,6 +89,8 @@ class OpSpec:
     bodies: tuple[str, ...] = ()
     """Names of the graphs that a node carries; ``infer`` then gets the mapping of them after the attributes, and the
     engine runs the node, not ``reference``."""
+    vjp: Vjp | None = None
+    """The vector-Jacobian product of ``reference``, in NumPy; None for an operator that no training goes through."""
 
 
 INT64_MAX = 2**63 - 1
