@@ -50,37 +50,53 @@ def can_fold(graph: Graph, layer: Node, bn: Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _Norm:
+class Norm:
+    """A batch norm as a scale and a shift a channel; every array of shape (C,)."""
+
     mean: Array
     inverse_std: Array
     weight: Array
     bias: Array
 
+    @property
+    def factor(self) -> Array:
+        """What it multiplies a channel by."""
+        return np.asarray(self.weight * self.inverse_std)
 
-def _norm(graph: Graph, bn: Node) -> _Norm:
+
+def inverse_deviation(variance: Array, eps: float) -> Array:
+    """1 / sqrt(variance + eps), every operation rounded to the variance's type."""
+    one = variance.dtype.type(1)
+    return np.asarray((one / np.sqrt(variance + variance.dtype.type(eps))).astype(variance.dtype))
+
+
+def folded(weight: Array, bias: Array | None, norm: Norm) -> tuple[Array, Array]:
+    """Weight (channels first) and bias that do the batch norm too, in the order of
+    torch.nn.utils.fusion.fuse_conv_bn_weights."""
+    factor = norm.factor.reshape(-1, *[1] * (weight.ndim - 1))
+    shift = (norm.mean.dtype.type(0) if bias is None else bias) - norm.mean
+    return (
+        (weight * factor).astype(weight.dtype),
+        (shift * norm.inverse_std * norm.weight + norm.bias).astype(weight.dtype),
+    )
+
+
+def _norm(graph: Graph, bn: Node) -> Norm:
     mean, variance = (graph.initializers[name] for name in bn.inputs[1:3])
     optional = [graph.initializers[name] if name else None for name in (*bn.inputs[3:], "", "")[:2]]
-    inverse_std = mean.dtype.type(1) / np.sqrt(variance + mean.dtype.type(attrs_of(bn).eps))
     weight = optional[0] if optional[0] is not None else np.ones_like(mean)
     bias = optional[1] if optional[1] is not None else np.zeros_like(mean)
-    return _Norm(mean, inverse_std.astype(mean.dtype), weight, bias)
+    return Norm(mean, inverse_deviation(variance, attrs_of(bn).eps), weight, bias)
 
 
 def _fold(graph: Graph, layer: Node, bn: Node) -> tuple[Node, dict[str, Array]]:
-    """New node and parameters, in the order of torch.nn.utils.fusion.fuse_conv_bn_weights."""
-    norm = _norm(graph, bn)
-    weight = graph.initializers[layer.inputs[1]]
-    bias_name = layer.inputs[2] if len(layer.inputs) > 2 and layer.inputs[2] else ""
-    bias = graph.initializers[bias_name] if bias_name else np.zeros_like(norm.mean)
-    factor = (norm.weight * norm.inverse_std).reshape(-1, *[1] * (weight.ndim - 1))
-    weight_name = _free(graph, layer.inputs[1])
-    new_bias_name = _free(graph, bias_name or f"{layer.name}.bias")
-    arrays = {
-        weight_name: (weight * factor).astype(weight.dtype),
-        new_bias_name: ((bias - norm.mean) * norm.inverse_std * norm.weight + norm.bias).astype(weight.dtype),
-    }
-    inputs = (layer.inputs[0], weight_name, new_bias_name)
-    return replace(layer, inputs=inputs, outputs=bn.outputs), arrays
+    """The layer with new parameters, and these."""
+    weight_name, bias_name = layer.inputs[1], (*layer.inputs, "")[2]
+    bias = graph.initializers[bias_name] if bias_name else None
+    weight, shift = folded(graph.initializers[weight_name], bias, _norm(graph, bn))
+    new_weight, new_bias = _free(graph, weight_name), _free(graph, bias_name or f"{layer.name}.bias")
+    inputs = (layer.inputs[0], new_weight, new_bias)
+    return replace(layer, inputs=inputs, outputs=bn.outputs), {new_weight: weight, new_bias: shift}
 
 
 def _free(graph: Graph, name: str) -> str:

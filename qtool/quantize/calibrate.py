@@ -175,7 +175,7 @@ def _weight_qparams(prepared: Prepared) -> dict[str, QParams]:
         for position in quantized_weights(prepared, node):
             name = node.inputs[position]
             if name not in found:
-                observer = _weight_observer(prepared.qconfigs[node.name].weight, node)
+                observer = make_observer(*weight_observer(prepared.qconfigs[node.name].weight, node))
                 try:
                     observer.observe(prepared.graph.initializers[name])
                 except QtoolError as error:
@@ -184,15 +184,16 @@ def _weight_qparams(prepared: Prepared) -> dict[str, QParams]:
     return found
 
 
-def _weight_observer(config: ObserverConfig, node: Node) -> Observer:
-    """The observer of a node's weights. Those of recurrent layers are (directions, gates * hidden, inputs): what is one
-    scale for a weight elsewhere is one a direction here, and what is one a channel is one a gate's unit."""
+def weight_observer(config: ObserverConfig, node: Node) -> tuple[ObserverConfig, int]:
+    """The observer of a node's weights, and the axis of its channels. Weights of recurrent layers are (directions,
+    gates * hidden, inputs): what is one scale for a weight elsewhere is one a direction here, and what is one a channel
+    is one a gate's unit."""
     twin, counterpart = dynamic_twin(node.op), OBSERVERS[config.observer].counterpart
     if twin is None or not twin.weights:
-        return make_observer(config, get(node.op).channel_axis)
+        return config, get(node.op).channel_axis
     if config.scheme.per_channel or not counterpart:
-        return make_observer(config, 1)
-    return make_observer(replace(config, observer=counterpart, scheme=Scheme.PER_CHANNEL_SYMMETRIC), 0)
+        return config, 1
+    return replace(config, observer=counterpart, scheme=Scheme.PER_CHANNEL_SYMMETRIC), 0
 
 
 def _warnings(prepared: Prepared, activations: Mapping[str, QParams]) -> Iterable[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from qtool.errors import QuantizationError
-from qtool.ir import QParams
+from qtool.ir import Array, QParams
 from qtool.quantize.observer import Observer
 from qtool.quantize.qparams import STORAGE, Float32, representable
 from qtool.recipe.schema import ObserverConfig
@@ -15,6 +17,8 @@ AVERAGING_CONSTANT = 0.01
 
 class MinMaxObserver(Observer):
     """Running extremes, per tensor or per channel by the scheme (PyTorch ``MinMaxObserver``, ``PerChannel...``)."""
+
+    trainable = True
 
     def range(self) -> tuple[Float32, Float32]:
         return self.min_max()
@@ -29,6 +33,8 @@ class MovingAverageObserver(Observer):
     The first batch sets the average a, later ones move it: a + averaging_constant * (extreme - a), in float32.
     """
 
+    trainable = True
+
     def __init__(self, config: ObserverConfig, channel_axis: int = 0) -> None:
         super().__init__(config, channel_axis)
         self._constant = np.float32(config.options.get("averaging_constant", AVERAGING_CONSTANT))
@@ -36,6 +42,15 @@ class MovingAverageObserver(Observer):
 
     def range(self) -> tuple[Float32, Float32]:
         return self._average or self.min_max()
+
+    def state(self) -> dict[str, Array]:
+        if self._average is None:
+            return {}
+        return {**super().state(), "average_low": self._average[0], "average_high": self._average[1]}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        super().restore(state)
+        self._average = (state["average_low"], state["average_high"]) if state else None
 
     def _update(self, x: Float32, low: Float32, high: Float32) -> None:  # noqa: ARG002 - extremes are enough
         if self._average is None:
@@ -47,6 +62,8 @@ class MovingAverageObserver(Observer):
 
 class FixedObserver(Observer):
     """Parameters given in the recipe (PyTorch ``FixedQParamsObserver``); the data only feed the warnings."""
+
+    trainable = True
 
     def __init__(self, config: ObserverConfig, channel_axis: int = 0) -> None:
         super().__init__(config, channel_axis)

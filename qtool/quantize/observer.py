@@ -31,6 +31,9 @@ class Flag(enum.Enum):
 class Observer(ABC):
     """Watches one tensor, batch by batch, in bounded memory, and then chooses its scale and zero point."""
 
+    trainable = False
+    """Whether it serves in training: extremes are all it needs, and ``state`` can be kept and set again."""
+
     def __init__(self, config: ObserverConfig, channel_axis: int = 0) -> None:
         self.config = config
         self.axis = channel_axis if config.scheme.per_channel else None
@@ -44,7 +47,10 @@ class Observer(ABC):
         x = np.asarray(x, np.float32)
         if x.size == 0:
             return
-        low, high = self._extremes(x)
+        self.take(x, *self._extremes(x))
+
+    def take(self, x: Float32, low: Float32, high: Float32) -> None:
+        """As ``observe``, of a batch that is not empty and whose extremes are known already."""
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise DataError(_count_non_finite(x))
         if self._seen is None:
@@ -87,6 +93,14 @@ class Observer(ABC):
             Flag.SATURATED: int(saturated.sum()),
         }
         return {flag: count for flag, count in found.items() if count}
+
+    def state(self) -> dict[str, Array]:
+        """What it has learnt, of an observer that is ``trainable``; empty where it has seen nothing."""
+        return {} if self._seen is None else {"low": self._seen[0], "high": self._seen[1]}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Goes on from a ``state``."""
+        self._seen = (state["low"], state["high"]) if state else None
 
     @abstractmethod
     def range(self) -> tuple[Float32, Float32]:

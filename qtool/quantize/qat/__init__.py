@@ -1,0 +1,1 @@
+"""Quantization-aware training: prepare, train with fake quantization, convert, on the same graph as without training."""
