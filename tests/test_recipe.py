@@ -150,7 +150,8 @@ def test_aliases_are_allowed(write) -> None:
 
 
 def rule_of(write, text: str, backend: str = "fbgemm", mode: str = "static"):
-    recipe = load_recipe(write(SMALL + f"backend: {backend}\nmode: {mode}\nqconfig_dict: {{x: {text}}}\n"))
+    train = "train: {data: train.npz}\n" if mode == "qat" else ""
+    recipe = load_recipe(write(SMALL + f"backend: {backend}\nmode: {mode}\n{train}qconfig_dict: {{x: {text}}}\n"))
     return recipe.rules[0].qconfig
 
 

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from qtool.recipe.document_data import DATA
+from qtool.recipe.document_train import HEAD, TRAIN
 from qtool.recipe.items import Item
-from qtool.recipe.kinds import (
-    Choice,
-    Either,
-    FilePath,
-    Flag,
-    Interval,
-    Key,
-    ListOf,
-    MapOf,
-    Number,
-    Real,
-    Table,
-    Text,
-    Whole,
-)
+from qtool.recipe.kinds import Choice, Either, FilePath, Flag, Key, ListOf, Real, Table, Text, Whole, one_of
 from qtool.recipe.observers import EPS, OBSERVERS, QUANT_LIMIT
 from qtool.recipe.presets import PRESETS
-from qtool.recipe.schema import ZOO, ZOO_NAMES, Backend, Colour, Layout, Mode, QDType, Scheme, ZooModel
+from qtool.recipe.schema import ZOO, ZOO_NAMES, Backend, Mode, QDType, Scheme, ZooModel
 
 METRICS = (
     *("top1", "top5", "mse", "psnr", "cosine", "sqnr", "max_error"),
@@ -36,10 +23,6 @@ METRICS = (
 OWN_METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
 LAYER_MODES = (Mode.STATIC.value, Mode.DYNAMIC.value)
 """The modes that a rule may ask for; training is for whole models."""
-
-
-def _words(enumeration: type[enum.Enum]) -> Choice:
-    return Choice(tuple(member.value for member in enumeration))
 
 
 def _options() -> dict[str, Key]:
@@ -98,9 +81,9 @@ OBSERVER = Table(
     MappingProxyType(
         {
             "observer": Key(Choice(tuple(OBSERVERS)), "how the range is found"),
-            "dtype": Key(_words(QDType), "storage type: quint8 or qint8"),
+            "dtype": Key(one_of(QDType), "storage type: quint8 or qint8"),
             "scheme": Key(
-                _words(Scheme), "one scale for the tensor or one a channel; symmetric has zero in the middle"
+                one_of(Scheme), "one scale for the tensor or one a channel; symmetric has zero in the middle"
             ),
             "reduce_range": Key(Flag(), "use 7 of the 8 bits, for instruction sets that would overflow"),
             "quant_min": Key(QUANT_LIMIT, "smallest integer the range is spread over"),
@@ -146,64 +129,7 @@ class QConfigDict:
         }
 
 
-_SIDE = Whole(1, 65536)
-
-_NOISE = Table(
-    MappingProxyType(
-        {
-            "sigma": Key(Real(0.0, 255.0, above=True), "its deviation, where pixels are 0..255", required=True),
-            "seed": Key(Whole(0, (1 << 32) - 1), "drawn from it for every picture anew (0)"),
-        }
-    )
-)
-
-_PREPROCESS = Table(
-    MappingProxyType(
-        {
-            "resize": Key(Either(_SIDE, ListOf(_SIDE, (2,))), "pixels of the short side, or [height, width]"),
-            "crop": Key(_SIDE, "pixels of the square cut from the centre"),
-            "colour": Key(_words(Colour), "channels and their order: rgb, bgr or gray (rgb)"),
-            "range": Key(Interval(Real(-1e6, 1e6)), "what 0 and 255 become ([0, 1])"),
-            "mean": Key(ListOf(Real(-1e6, 1e6), (1, 3)), "one number, or one a channel, in that range: subtracted"),
-            "std": Key(ListOf(Real(0.0, 1e6, above=True), (1, 3)), "one number, or one a channel, divided by"),
-            "noise": Key(_NOISE, "Gaussian noise to be taken away: the clean picture is the target"),
-            "layout": Key(_words(Layout), "nchw, or nhwc for models that take channels last (nchw)"),
-        }
-    )
-)
-
-_AUDIO = Table(
-    MappingProxyType(
-        {
-            "rate": Key(Whole(1, 1 << 24), "samples a second, as the model was trained on", required=True),
-            "window": Key(Whole(1, 1 << 24), "samples of a frame", required=True),
-            "hop": Key(Whole(1, 1 << 24), "samples from one frame to the next (window)"),
-            "context": Key(Whole(0, 1 << 24), "samples before the window that a frame holds too (0)"),
-            "features": Key(
-                Choice(("waveform", "magnitude")), "the samples (waveform), or the magnitudes of their spectrum"
-            ),
-        }
-    )
-)
-
-_DATA = {
-    "data": Key(FilePath(), "an .npz, .npy or .wav file, a folder of them, or a folder of images", required=True),
-    "split": Key(Text("the name of a split"), "the part of the data to use"),
-    "shuffle": Key(Whole(0, (1 << 32) - 1), "the seed of a random order (the order of the data)"),
-    "samples": Key(
-        Interval(Whole(0, 1 << 48), open_ended=True),
-        "[start, stop] of the samples used, once shuffled; stop may be null",
-    ),
-    "batch_size": Key(Whole(1, 1 << 20), "samples a batch (32; 1 with carry)"),
-    "batches": Key(Whole(1, 1 << 30), "number of batches (all)"),
-    "labels": Key(FilePath(), "a .csv file with file names and classes, for a folder of images"),
-    "preprocess": Key(_PREPROCESS, "how an image becomes an input"),
-    "audio": Key(_AUDIO, "how sound becomes frames"),
-    "carry": Key(MapOf(Text("the name of an input")), "output -> input of the next step, for a model with state"),
-    "constants": Key(MapOf(Number()), "input -> its value in every step"),
-}
-
-CALIBRATION = Table(MappingProxyType(_DATA))
+CALIBRATION = Table(MappingProxyType(DATA))
 
 _MEASURED = {
     "metric": Key(MetricName(METRICS), "what is measured (top1), or module:function"),
@@ -218,8 +144,10 @@ RECIPE = Table(
                 ModelKind(), "the float model: .npz, .onnx, zoo:NAME, {zoo: NAME, weights: FILE}", required=True
             ),
             "output": Key(FilePath(), "where the quantized model is written", required=True),
-            "mode": Key(_words(Mode), "static (calibrated), dynamic (activations at run time) or qat (static)"),
-            "backend": Key(_words(Backend), "default qconfigs and int8 arithmetic (fbgemm)"),
+            "mode": Key(
+                one_of(Mode), "static (calibrated), dynamic (activations at run time) or qat (static, trained)"
+            ),
+            "backend": Key(one_of(Backend), "default qconfigs and int8 arithmetic (fbgemm)"),
             "debug": Key(Flag(), "write float weights and explicit quantize/dequantize operators"),
             "qconfig_dict": Key(QConfigDict(), 'layer -> qconfig; "" < type:OP < re:REGEX < longest module path'),
             "fuse": Key(
@@ -246,9 +174,11 @@ RECIPE = Table(
                 ),
                 "auto, or where quantization begins and ends: {quant: [...], dequant: [...]}",
             ),
-            "calibration": Key(CALIBRATION, "data to observe"),
+            "train": Key(TRAIN, "quantization-aware training, for mode: qat"),
+            "head": Key(HEAD, "a new last layer, for mode: qat: transfer learning"),
+            "calibration": Key(CALIBRATION, "data to observe (mode: qat takes some of its training data)"),
             "evaluation": Key(
-                Table(MappingProxyType({**_DATA, **_MEASURED})),
+                Table(MappingProxyType({**DATA, **_MEASURED})),
                 "data to measure the accuracy on",
             ),
             "latency": Key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,6 +123,11 @@ class Choice:
 
     def schema(self) -> dict[str, Any]:
         return {"enum": list(self.words)}
+
+
+def one_of(enumeration: type[enum.Enum]) -> Choice:
+    """The words of an enumeration."""
+    return Choice(tuple(member.value for member in enumeration))
 
 
 @dataclass(frozen=True)

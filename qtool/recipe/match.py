@@ -10,8 +10,11 @@ from typing import Protocol
 
 from qtool.errors import RecipeError
 from qtool.ir import Located
+from qtool.ops import all_ops
+from qtool.recipe.items import Item
 from qtool.recipe.schema import QConfig, Rule
 from qtool.recipe.suggest import did_you_mean
+from qtool.recipe.training import Pattern
 
 TYPE, REGEX = "type:", "re:"
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d")
@@ -88,7 +91,7 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     Where a qconfig has another weight for transposed convolutions, these have a rule and a row of their own.
     """
     listed = list(nodes)
-    tests = [(rule, _test(rule)) for rule in rules]
+    tests = [(rule, _test(rule.key, rule.where)) for rule in rules]
     deciding: dict[str, Rule | None] = {}
     reach = {rule.key: 0 for rule in rules}
     for node in listed:
@@ -99,11 +102,42 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
         deciding[node.name] = best[1] if best else None
     for rule in rules:
         if not reach[rule.key]:
-            raise RecipeError(_unmatched(rule, listed))
+            raise RecipeError(_unmatched(rule.key, rule.where, f"the rule {rule.key!r}", listed))
     derived = _split_off_transposed(deciding, listed)
     rows = [*((rule, reach[rule.key]) for rule in rules), *derived]
     table = tuple(_row(rule, count, deciding, listed) for rule, count in rows)
     return Matches(MappingProxyType(deciding), table)
+
+
+def select(patterns: Sequence[Pattern], nodes: Iterable[Matchable]) -> frozenset[str]:
+    """The names of the nodes that any of the patterns matches, in the way of ``resolve``; all, where there is none.
+
+    RecipeError for a pattern that matches no node, with its place and the nearest name there is.
+    """
+    listed = list(nodes)
+    if not patterns:
+        return frozenset(node.name for node in listed)
+    found: set[str] = set()
+    for pattern in patterns:
+        test = _test(pattern.key, pattern.where)
+        names = {node.name for node in listed if test(node) is not None}
+        if not names:
+            raise RecipeError(_unmatched(pattern.key, pattern.where, f"train.layers: {pattern.key!r}", listed))
+        found |= names
+    return frozenset(found)
+
+
+def rule_name(key: str) -> str:
+    """An entry of ``qconfig_dict`` as messages name it."""
+    return f"qconfig_dict.{key}" if key else 'qconfig_dict.""'
+
+
+def check_key(key: str, item: Item, name: str) -> None:
+    """RecipeError, with the place of ``item``, for a key that can match nothing: no operator, no regular expression."""
+    if key.startswith(REGEX):
+        compiled(key, item.where)
+    elif key.startswith(TYPE) and key[len(TYPE) :] not in all_ops():
+        item.fail(f"{name}: unknown operator{did_you_mean(key[len(TYPE) :], all_ops())}")
 
 
 def _split_off_transposed(deciding: dict[str, Rule | None], nodes: Iterable[Matchable]) -> Iterable[tuple[Rule, int]]:
@@ -125,15 +159,14 @@ Rank = tuple[int, int, int]
 that it spells out."""
 
 
-def _test(rule: Rule) -> Callable[[Matchable], Rank | None]:
-    """A function that gives the rule's rank for a node, None where it does not match it."""
-    key = rule.key
+def _test(key: str, where: str) -> Callable[[Matchable], Rank | None]:
+    """A function that gives the rank of a rule with that key for a node, None where it does not match it."""
     if not key:
         return lambda node: (0, 0, 0)  # noqa: ARG005 - it is for everything
     if key.startswith(TYPE):
         return lambda node: (1, 0, 0) if node.op == key[len(TYPE) :] else None
     if key.startswith(REGEX):
-        pattern = compiled(key, rule.where)
+        pattern = compiled(key, where)
         return lambda node: (2, 0, 0) if any(map(pattern.match, _spellings(node))) else None
     return lambda node: _path_rank(key, node)
 
@@ -184,14 +217,14 @@ def _row(rule: Rule, reach: int, deciding: Mapping[str, Rule | None], nodes: Seq
     return RuleMatch(rule, len(own), reach, tuple(dict.fromkeys(node.scope or node.name for node in own)))
 
 
-def _unmatched(rule: Rule, nodes: Sequence[Matchable]) -> str:
-    start = f"{_place(rule.where)}the rule {rule.key!r} matches nothing in the model"
-    if rule.key.startswith(TYPE):
+def _unmatched(key: str, where: str, what: str, nodes: Sequence[Matchable]) -> str:
+    start = f"{_place(where)}{what} matches nothing in the model"
+    if key.startswith(TYPE):
         ops = sorted({node.op for node in nodes})
-        return f"{start}, which has no operator {rule.key[len(TYPE) :]!r}{did_you_mean(rule.key[len(TYPE) :], ops)}"
-    if rule.key.startswith(REGEX):
+        return f"{start}, which has no operator {key[len(TYPE) :]!r}{did_you_mean(key[len(TYPE) :], ops)}"
+    if key.startswith(REGEX):
         return f"{start}; a regular expression must match from the start of a module path such as {_example(nodes)!r}"
-    return f"{start}{did_you_mean(rule.key, _modules(nodes))}"
+    return f"{start}{did_you_mean(key, _modules(nodes))}"
 
 
 def _modules(nodes: Sequence[Matchable]) -> list[str]:

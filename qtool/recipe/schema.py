@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from qtool.recipe.training import Augment, FakeQuant, Head, LossConfig, OptimizerConfig, Pattern, ScheduleConfig
+
 
 class Mode(enum.Enum):
     STATIC = "static"
@@ -200,6 +202,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TrainConfig:
+    """Quantization-aware training. Epochs are counted from 0; None for the two that freeze means never."""
+
+    data: DataConfig
+    """Its ``batch_size`` is that of a step; every epoch has an order of its own."""
+    epochs: int = 8
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: Augment = field(default_factory=Augment)
+    seed: int = 0
+    freeze_bn_epoch: int | None = 4
+    """From this epoch on batch norms keep their running mean and variance, and normalize with them."""
+    freeze_observer_epoch: int | None = 4
+    """From this epoch on the ranges of activations and weights stay as they are."""
+    layers: tuple[Pattern, ...] = ()
+    """What trains; everything where it is empty."""
+    fake_quant: FakeQuant = FakeQuant.FLOAT
+    learn_scales: bool = False
+    """Scales are trained like weights (LSQ, https://arxiv.org/abs/1902.08153)."""
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
 class LatencyConfig:
     threads: int = 1
     batch: int = 1
@@ -251,6 +277,9 @@ class Recipe:
     fuse: str | tuple[tuple[str, ...], ...] = "auto"
     stubs: Stubs | None = None
     """None places quantize and dequantize automatically."""
+    train: TrainConfig | None = None
+    """There if, and only if, ``mode`` is QAT."""
+    head: Head | None = None
     calibration: DataConfig | None = None
     evaluation: DataConfig | None = None
     latency: LatencyConfig | None = None
