@@ -137,6 +137,8 @@ _MEASURED = {
     "residual": Key(Flag(), "the model gives what is to be taken off its input, as noise: input - output is judged"),
 }
 
+_MEASURED_DATA = Table(MappingProxyType({**DATA, **_MEASURED}))
+
 RECIPE = Table(
     MappingProxyType(
         {
@@ -145,7 +147,8 @@ RECIPE = Table(
             ),
             "output": Key(FilePath(), "where the quantized model is written", required=True),
             "mode": Key(
-                one_of(Mode), "static (calibrated), dynamic (activations at run time) or qat (static, trained)"
+                one_of(Mode),
+                "static (calibrated), dynamic (activations at run time), qat (static, trained), or float (trained only)",
             ),
             "backend": Key(one_of(Backend), "default qconfigs and int8 arithmetic (fbgemm)"),
             "debug": Key(Flag(), "write float weights and explicit quantize/dequantize operators"),
@@ -174,13 +177,11 @@ RECIPE = Table(
                 ),
                 "auto, or where quantization begins and ends: {quant: [...], dequant: [...]}",
             ),
-            "train": Key(TRAIN, "quantization-aware training, for mode: qat"),
-            "head": Key(HEAD, "a new last layer, for mode: qat: transfer learning"),
-            "calibration": Key(CALIBRATION, "data to observe (mode: qat takes some of its training data)"),
-            "evaluation": Key(
-                Table(MappingProxyType({**DATA, **_MEASURED})),
-                "data to measure the accuracy on",
-            ),
+            "train": Key(TRAIN, "training, for the modes qat and float"),
+            "head": Key(HEAD, "a new last layer: transfer learning, for the modes qat and float"),
+            "calibration": Key(CALIBRATION, "data to observe; in mode qat before the first step, where it is given"),
+            "validation": Key(_MEASURED_DATA, "data to choose the best epoch of training by (its loss)"),
+            "evaluation": Key(_MEASURED_DATA, "data to measure the accuracy on"),
             "latency": Key(
                 Table(
                     MappingProxyType(

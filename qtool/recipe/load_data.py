@@ -9,7 +9,11 @@ from qtool.recipe.document import METRICS
 from qtool.recipe.items import Item
 from qtool.recipe.schema import Audio, Colour, DataConfig, Layout, Noise, Preprocess
 
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"evaluation": {"metric": METRICS[0]}, "train": {"batch_size": 64}}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "evaluation": {"metric": METRICS[0]},
+    "validation": {"metric": METRICS[0]},
+    "train": {"batch_size": 64},
+}
 """Where a block differs from other data."""
 
 

@@ -41,14 +41,14 @@ _OWNERS: Mapping[str, tuple[str, ...]] = {
 _RATES = {Optimizer.SGD: 0.01, Optimizer.ADAM: 0.001, Optimizer.ADAMW: 0.001}
 
 
-def read_training(values: Mapping[str, Any] | None, recipe: Item, output: Path) -> TrainConfig | None:
+def read_training(values: Mapping[str, Any] | None, recipe: Item, output: Path, mode: Mode) -> TrainConfig | None:
     """The ``train`` block, or None where there is none; RecipeError for keys that do not go together."""
     if values is None:
         return None
     item = recipe.entries()["train"]
     data = {key: value for key, value in values.items() if key in TRAIN_DATA}
     epochs = values.get("epochs", TrainConfig.epochs)
-    middle = (epochs + 1) // 2
+    middle = None if mode is Mode.FLOAT else (epochs + 1) // 2
     found = TrainConfig(
         data=read_data_config(data, item, "train"),
         epochs=epochs,
@@ -75,13 +75,13 @@ def read_head(values: Mapping[str, Any] | None, recipe: Item) -> Head | None:
 
 def check_training(recipe: Recipe, item: Item) -> None:
     """RecipeError where mode, training and rules do not go together."""
-    if recipe.mode is not Mode.QAT:
-        for key in ("train", "head"):
+    if not recipe.mode.trains:
+        for key in ("train", "head", "validation"):
             if getattr(recipe, key) is not None:
                 item.entries()[key].fail(f"{key} is for mode: qat, and the mode is {recipe.mode.value}; leave it out")
         return
     if recipe.train is None:
-        item.entries()["mode"].fail(f"mode qat needs a train block, such as '{_EXAMPLE}'")
+        item.entries()["mode"].fail(f"mode {recipe.mode.value} needs a train block, such as '{_EXAMPLE}'")
     for rule in recipe.rules:
         if rule.qconfig is not None and rule.qconfig.mode is Mode.DYNAMIC:
             item.entries()["qconfig_dict"].entries()[rule.key].fail(
@@ -145,11 +145,11 @@ def _loss(values: Mapping[str, Any]) -> LossConfig:
     return replace(found, distance=Distance(values.get("distillation_loss", Distance.KL.value)))
 
 
-def _or_never(item: Item, values: Mapping[str, Any], key: str, default: int) -> int | None:
+def _or_never(item: Item, values: Mapping[str, Any], key: str, default: int | None) -> int | None:
     """Here a null is not a key that is left out."""
     if key in item.entries() and item.entries()[key].value is None:
         return None
-    number: int = values.get(key, default)
+    number: int | None = values.get(key, default)
     return number
 
 

@@ -16,6 +16,12 @@ class Mode(enum.Enum):
     STATIC = "static"
     DYNAMIC = "dynamic"
     QAT = "qat"
+    FLOAT = "float"
+    """Trained, and not quantized."""
+
+    @property
+    def trains(self) -> bool:
+        return self in (Mode.QAT, Mode.FLOAT)
 
 
 class Backend(enum.Enum):
@@ -278,8 +284,10 @@ class Recipe:
     stubs: Stubs | None = None
     """None places quantize and dequantize automatically."""
     train: TrainConfig | None = None
-    """There if, and only if, ``mode`` is QAT."""
+    """There if, and only if, the mode trains."""
     head: Head | None = None
+    validation: DataConfig | None = None
+    """What the best epoch is chosen by; the loss of training where there is none."""
     calibration: DataConfig | None = None
     evaluation: DataConfig | None = None
     latency: LatencyConfig | None = None

@@ -1,1 +1,1 @@
-"""Quantization-aware training: prepare, train with fake quantization, convert, on the same graph as without training."""
+"""Quantization-aware training: prepare, train with fake quantization and convert, all on one graph."""

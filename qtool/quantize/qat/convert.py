@@ -22,8 +22,8 @@ def calibrated_of(model: QatModel, samples: int) -> Calibrated:
     """The fused graph with the trained parameters, and the scales that training ended with.
 
     Where a bias would not fit QNNPACK's 32 bits, weight scales grow as they do without training, and the model in
-    training takes them over, so that it goes on giving what the converted one gives. QuantizationError for a tensor that
-    training never reached.
+    training takes them over, so that it goes on giving what the converted one gives. QuantizationError for a tensor
+    that training never reached.
     """
     prepared = _with_parameters(model)
     activations = {name: quantizer.grid.qparams for name, quantizer in model.quantizers.items()}

@@ -91,9 +91,10 @@ class FakeQuant:
         self._grid = self._grid_of(qparams)
 
     def learn_scale(self) -> Array:
-        """Makes the scale a parameter of its own, which the observer no longer changes; gives it, to be updated in
-        place, followed by ``refresh``."""
-        self._scale = self.grid.qparams.scale.copy()
+        """The scale as a parameter of its own, which the observer no longer changes; to be updated in place, followed
+        by ``refresh``."""
+        if self._scale is None:
+            self._scale = self.grid.qparams.scale.copy()
         return self._scale
 
     def refresh(self) -> None:
@@ -118,6 +119,7 @@ class FakeQuant:
         """Goes on from a ``state``."""
         seen = {key: array for key, array in state.items() if key not in (SCALE, "zero_point")}
         self._observer.restore(seen)
+        self._scale = None
         if seen and not self.is_fixed:
             self._grid = self._grid_of(self._observer.qparams())
         if SCALE in state:

@@ -88,8 +88,8 @@ class QatModel:
             for name in last.get(index, ()):
                 self._raw.pop(name, None)
                 self._rounded.pop(name, None)
-        if phase.fake_quant and self._learn and phase.training:
-            self._learn_scales()
+        if phase.fake_quant and phase.training and any(name not in self.parameters for name in self.scales):
+            self.adopt_scales()
         return {name: self._output(name, phase) for name in self.graph.outputs}
 
     def not_finite(self) -> str:
@@ -222,14 +222,21 @@ class QatModel:
         groups = self.source.prepared.groups
         return {name: group.values[0] for group in groups for name in group.values}
 
-    def _learn_scales(self) -> None:
-        """Once all have seen a batch, scales become parameters."""
-        learnt = {scale_name(self._group[name]): quantizer for name, quantizer in self.quantizers.items()}
-        learnt |= {scale_name(name): quantizer for name, quantizer in self.weight_quantizers.items()}
-        new = {name: q for name, q in learnt.items() if name not in self.parameters and q.ready and not q.is_fixed}
-        for name, quantizer in new.items():
-            self.parameters[name] = quantizer.learn_scale()
-        self.state.trainable |= new.keys()
+    @property
+    def scales(self) -> Mapping[str, FakeQuant]:
+        """What has a scale to be learnt, by the name of that parameter."""
+        if not self._learn:
+            return {}
+        found = {scale_name(self._group[name]): quantizer for name, quantizer in self.quantizers.items()}
+        found |= {scale_name(name): quantizer for name, quantizer in self.weight_quantizers.items()}
+        return {name: quantizer for name, quantizer in found.items() if not quantizer.is_fixed}
+
+    def adopt_scales(self) -> None:
+        """Makes parameters of the scales of all that has seen a batch."""
+        for name, quantizer in self.scales.items():
+            if quantizer.ready:
+                self.parameters[name] = quantizer.learn_scale()
+                self.state.trainable |= {name}
 
     def refresh(self) -> None:
         """To be called when the optimizer has changed parameters."""

@@ -102,7 +102,7 @@ class Operators:
         return np.where((steps >= grid.low) & (steps <= grid.high), dy, F32(0))
 
     def scale_grad(self, x: Array, dy: Array, grid: Grid) -> Array:
-        """The derivative by the scale (Esser et al., Learned step size quantization, 2020, equation 3), of its shape."""
+        """The derivative by the scale, of its shape (Esser et al., Learned step size quantization, 2020, eq. 3)."""
         steps = rounded_steps(x, grid.qparams)
         scale, zero = (
             along_axis(grid.qparams.scale, x, grid.qparams),
