@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from qtool.errors import QuantizationError
 from qtool.ir import Array
 from qtool.quantize.qat import snapshot
+from qtool.quantize.qat.batches import TrainBatches
 from qtool.quantize.qat.layers import Phase
 from qtool.quantize.qat.losses import loss_of
 from qtool.quantize.qat.model import QatModel
@@ -25,25 +25,6 @@ Teacher = Callable[[Mapping[str, Array]], Array]
 """The float model's output for a batch."""
 Judge = Callable[[QatModel], float]
 """How good a model is on data it is not trained on; more is better."""
-
-
-class TrainingData(Protocol):
-    """Batches by epoch, each in an order of its own."""
-
-    @property
-    def samples(self) -> int:
-        """Of an epoch."""
-
-    @property
-    def steps(self) -> int:
-        """Batches of an epoch."""
-
-    @property
-    def output(self) -> str:
-        """The output of the model that is compared with the labels."""
-
-    def epoch(self, number: int) -> Iterator[tuple[Mapping[str, Array], Array | None]]:
-        """The batches of an epoch, with their labels if there are any."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +74,7 @@ class Trainer:
         self,
         model: QatModel,
         config: TrainConfig,
-        data: TrainingData,
+        data: TrainBatches,
         hooks: Hooks = Hooks(),
         *,
         fake_quant: bool = True,
@@ -102,10 +83,11 @@ class Trainer:
         self.config = config
         self.progress = Progress()
         self._data = data
+        self._output = data.dataset.outputs[0]
         self._hooks = hooks
         self._fake_quant = fake_quant
         self.optimizer: Stepper = make_optimizer(config.optimizer, model.scales.keys())
-        self._rates = Rates(config.schedule, config.optimizer.rate, config.epochs, data.steps)
+        self._rates = Rates(config.schedule, config.optimizer.rate, config.epochs, data.steps_per_epoch)
 
     def run(self, after_epoch: Callable[[], None] = lambda: None) -> Progress:
         """All epochs that are left; leaves the model in the state of the best one.
@@ -131,7 +113,7 @@ class Trainer:
         start, done, total, right, counted = time.perf_counter(), 0, 0.0, 0, 0
         phase, rate = self.phase(number), 0.0
         for index, (feeds, labels) in enumerate(self._data.epoch(number)):
-            step = number * self._data.steps + index
+            step = number * self._data.steps_per_epoch + index
             rate = self._rates.at(step)
             loss, output = self._step(feeds, labels, phase, rate)
             count = len(output)
@@ -149,14 +131,14 @@ class Trainer:
 
     def _step(self, feeds: Mapping[str, Array], labels: Array | None, phase: Phase, rate: float) -> tuple[float, Array]:
         outputs = self.model.forward(feeds, phase)
-        output = outputs[self._data.output]
+        output = outputs[self._output]
         teacher = self._hooks.teacher(feeds) if self._hooks.teacher is not None else None
         loss, gradient = loss_of(self.config.loss, output, labels, teacher)
         if not math.isfinite(loss):
             layer = self.model.not_finite()
             where = f"the output of layer '{layer}' holds NaN or infinity" if layer else "all layers are finite"
             raise QuantizationError(f"the loss is {loss}: {where}; a smaller rate, or a warm-up, may help")
-        gradients = self.model.backward({self._data.output: gradient})
+        gradients = self.model.backward({self._output: gradient})
         self.optimizer.step(self.model.parameters, gradients, rate)
         self.model.refresh()
         return loss, output
