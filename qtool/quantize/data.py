@@ -94,7 +94,7 @@ class Dataset:
                     check_finite(array, self.columns[name].where, self.numbers[start:])
                 feeds |= self.extra.feeds(feeds, first=first)
                 taken = labels.take(count) if labels else None
-                yield feeds, _as_labels(taken)
+                yield feeds, as_labels(taken)
 
     def feeds(self) -> Stream:
         """The batches without their labels."""
@@ -287,7 +287,8 @@ def check_finite(array: Array, where: str, numbers: Numbers) -> None:
     raise DataError(f"{where} has {array[place]} in sample {numbers[place[0]]}; expected finite numbers")
 
 
-def _as_labels(taken: Array | None) -> Array | None:
+def as_labels(taken: Array | None) -> Array | None:
+    """Labels as batches have them: class numbers are int64."""
     if taken is None or taken.dtype.kind == "f":
         return taken
     return taken.astype(np.int64)
