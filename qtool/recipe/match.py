@@ -109,10 +109,10 @@ def resolve(rules: Sequence[Rule], nodes: Iterable[Matchable]) -> Matches:
     return Matches(MappingProxyType(deciding), table)
 
 
-def select(patterns: Sequence[Pattern], nodes: Iterable[Matchable]) -> frozenset[str]:
+def select(patterns: Sequence[Pattern], nodes: Iterable[Matchable], what: str = "train.layers") -> frozenset[str]:
     """The names of the nodes that any of the patterns matches, in the way of ``resolve``; all, where there is none.
 
-    RecipeError for a pattern that matches no node, with its place and the nearest name there is.
+    RecipeError for a pattern that matches no node, with its place, the recipe's key (``what``) and the nearest name.
     """
     listed = list(nodes)
     if not patterns:
@@ -122,7 +122,7 @@ def select(patterns: Sequence[Pattern], nodes: Iterable[Matchable]) -> frozenset
         test = _test(pattern.key, pattern.where)
         names = {node.name for node in listed if test(node) is not None}
         if not names:
-            raise RecipeError(_unmatched(pattern.key, pattern.where, f"train.layers: {pattern.key!r}", listed))
+            raise RecipeError(_unmatched(pattern.key, pattern.where, f"{what}: {pattern.key!r}", listed))
         found |= names
     return frozenset(found)
 
