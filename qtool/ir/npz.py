@@ -91,9 +91,9 @@ def _members(graph: Graph) -> list[tuple[str, Array]]:
         raise ModelError(f"the graph takes {len(text)} bytes of JSON; at most {MAX_JSON_BYTES} can be read back")
     members: list[tuple[str, Array]] = [(GRAPH, np.frombuffer(text, np.uint8))]
     members += [(n, t) for n, t in ((SCALES, tables.scales), (ZERO_POINTS, tables.zero_points)) if t.size]
-    members += [(_member_name(name), array) for name, array in graph.initializers.items()]
+    members += [(member_name(name), array) for name, array in graph.initializers.items()]
     for number, body in enumerate(bodies_of(graph), 1):
-        members += [(f"@body{number}.{_member_name(name)}", array) for name, array in body.initializers.items()]
+        members += [(f"@body{number}.{member_name(name)}", array) for name, array in body.initializers.items()]
     return members
 
 
@@ -121,7 +121,7 @@ def _arrays(archive: Archive) -> list[dict[str, Array]]:
             continue
         body = _BODY.fullmatch(member)
         number, name = (int(body[1]), body[2]) if body else (0, member)
-        found.setdefault(number, {})[_value_name(name)] = _initializer(archive, member)
+        found.setdefault(number, {})[value_name(name)] = _initializer(archive, member)
     return [found.get(number, {}) for number in range(max(found) + 1)]
 
 
@@ -150,14 +150,15 @@ def _check_bool(name: str, array: Array) -> None:
         raise ModelError(f"initializer {shown(name)} is bool and holds bytes other than 0 and 1")
 
 
-def _member_name(name: str) -> str:
+def member_name(name: str) -> str:
     """Letters, digits and ``_.-~`` stay; the rest is %-escaped, so a member's name is never a path."""
     return quote(name, safe="") + ".npy"
 
 
-def _value_name(member: str) -> str:
+def value_name(member: str) -> str:
+    """What ``member_name`` was made from; ModelError for a member that has another name."""
     name = unquote(member.removesuffix(".npy"), errors="replace")
-    if not re.fullmatch(r"[A-Za-z0-9_.~%-]+\.npy", member) or _member_name(name) != member:
+    if not re.fullmatch(r"[A-Za-z0-9_.~%-]+\.npy", member) or member_name(name) != member:
         raise ModelError(f"member {shown(member)} is not named as an initializer is: no paths, and escaped with %")
     return name
 
