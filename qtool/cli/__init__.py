@@ -10,6 +10,7 @@ from qtool.cli.common import guarded, qtool_version
 
 COMMANDS: dict[str, str] = {
     "quantize": "Quantize a model as a recipe says, and report size, accuracy and latency.",
+    "train": "Train a float model as a recipe says, before it is quantized.",
     "compare": "Compare a quantized model with its float one, layer by layer.",
     "bench": "Measure the latency of models in float32 and int8.",
     "run": "Run a model on arrays and write its outputs.",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from qtool.analysis.evaluate import EngineOptions
     from qtool.ir import Graph
+    from qtool.pipeline.stages import Update
 
 EXIT_ERROR, EXIT_GATE, EXIT_INTERRUPTED = 1, 3, 130
 ISAS = ("scalar", "avx2", "avx512vnni", "amx")
@@ -89,11 +90,12 @@ class Shared:
             self.log(text, dim=True)
 
     @contextmanager
-    def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """A progress bar on a terminal, nothing elsewhere; gives a function that takes the amount done so far."""
+    def progress(self, label: str, total: int | None = None) -> Iterator[Update]:
+        """A progress bar on a terminal, nothing elsewhere; gives a function that takes the amount done so far, and what
+        to show beside the bar."""
         start = time.perf_counter()
         if self.quiet or not sys.stderr.isatty():
-            yield lambda done: None  # noqa: ARG005 (nobody looks)
+            yield lambda done, note="", /: None  # noqa: ARG005 (nobody looks)
         else:
             with _progress_bar(label, total) as update:
                 yield update
@@ -117,14 +119,17 @@ def _console() -> Iterator[Console]:
 
 
 @contextmanager
-def _progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress_bar(label: str, total: int | None) -> Iterator[Update]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task(label, total=total, note="")
+        yield lambda done, note="", /: bar.update(task, completed=done, note=note)
 
 
 def shared_options(command: F) -> Callable[..., Any]:
@@ -207,8 +212,8 @@ def guarded(command: click.Command) -> None:
     except click.ClickException as error:
         error.show()
         result = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _leave("interrupted: nothing half-written is left behind", EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        _leave(str(stop) or "interrupted: nothing half-written is left behind", EXIT_INTERRUPTED)
     except BrokenPipeError:  # whoever read standard output has seen enough
         _leave("", EXIT_ERROR)
     except Exception as error:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Override a value of the recipe, such as --set backend=qnnpack; may be repeated.",
 )
+@click.option("--resume", is_flag=True, help="Go on with a training (mode qat) where its checkpoint was written.")
 @click.pass_context
 @shared_options
-def command(shared: Shared, ctx: click.Context, recipe: Path, overrides: tuple[str, ...]) -> None:
+def command(shared: Shared, ctx: click.Context, recipe: Path, overrides: tuple[str, ...], resume: bool) -> None:
     """Quantize a model as a recipe says, and report size, accuracy and latency.
 
     \b
@@ -35,17 +36,21 @@ def command(shared: Shared, ctx: click.Context, recipe: Path, overrides: tuple[s
       qtool quantize --recipe configs/static.yaml
       qtool quantize -r configs/static.yaml --set backend=qnnpack --set output=/tmp/q.npz
       qtool quantize -r configs/static.yaml --json > report.json
+      qtool quantize -r configs/qat.yaml --threads 2 --resume
 
     --threads is for everything, the latency included; without it latency is measured as the recipe says. -v lists
     every layer. Exits with 3 when a gate of the recipe is missed; the model is written all the same.
     """
     from qtool.analysis.evaluate import EngineOptions
-    from qtool.pipeline import quantize_recipe
+    from qtool.pipeline import TrainingOptions, quantize_recipe
     from qtool.recipe.load import load_recipe
 
     loaded = _with_threads(load_recipe(recipe, overrides), shared.threads)
     threads = shared.threads or (loaded.latency.threads if loaded.latency else 1)
-    result = quantize_recipe(loaded, shared.progress, EngineOptions(threads, shared.isa))
+    if resume and loaded.train is None:
+        raise click.UsageError("--resume is for recipes that train (mode: qat)")
+    options = TrainingOptions(shared.log, resume)
+    result = quantize_recipe(loaded, shared.progress, EngineOptions(threads, shared.isa), options)
     if shared.json:
         shared.emit(result.to_json())
     else:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import normpath
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from qtool.analysis.advice import Advice
 from qtool.cli.common import printable
-from qtool.report.types import FLOAT_OUTPUTS, Accuracy, Latency, Report
+from qtool.report.types import FLOAT_OUTPUTS, Accuracy, Latency, Report, Training, TrainReport
 
 SHOWN_MODULES, SHOWN_OPERATORS = 4, 3
 RATES = ("top1", "top5")
@@ -77,6 +78,8 @@ def report(result: Report, *, verbose: bool = False) -> RenderableType:
     parts: list[RenderableType] = [_summary(result)]
     if verbose:
         parts += ["", _layers(result)]
+    if result.training is not None:
+        parts += ["", epochs(result.training.epochs, result.training.best), line(_agreement(result.training))]
     parts += ["", _rules(result)]
     if result.fallbacks:
         parts += ["", _fallbacks(result)]
@@ -146,6 +149,41 @@ def _latency_row(latency: Latency) -> Row:
     how = f"{plural(latency.threads, 'thread')}, batch {latency.batch}, {latency.isa}"
     detail = f"{times(latency.speedup, 'faster', 'slower')} ({how})"
     return "latency", f"{latency.float_ms:.3f} ms", f"{latency.quant_ms:.3f} ms", detail
+
+
+def epochs(rows: Sequence[Mapping[str, Any]], best: int | None) -> RenderableType:
+    """The epochs of a training, the best one marked."""
+    cells = [
+        (
+            row["number"] + 1,
+            f"{row['loss']:.4f}",
+            percent(row["accuracy"]),
+            number(row["score"]),
+            f"{row['rate']:.2g}",
+            f"{row['seconds']:.1f}",
+            "best" if row["number"] == best else "",
+        )
+        for row in rows
+    ]
+    return table("training", ("epoch", "loss", "right", "validation", "rate", "seconds", ""), cells, range(6))
+
+
+def trained(result: TrainReport) -> RenderableType:
+    """The report of ``qtool train``."""
+    parts: list[RenderableType] = [epochs(result.epochs, result.best)]
+    if result.accuracy is not None:
+        found = result.accuracy
+        value = percent(found.value) if found.name in RATES else f"{number(found.value)} {found.unit}".strip()
+        parts += ["", line(f"{found.name}: {value} of {plural(found.n, 'sample')}")]
+    return Group(*parts, "", line(f"written: {normpath(result.output)}"))
+
+
+def _agreement(training: Training) -> str:
+    how = "in integers" if training.exact else "in float"
+    return (
+        f"the int8 model gives the numbers of the trained one ({how}) for {percent(training.same_outputs)} of outputs and"
+        f" its class for {percent(training.same_top1)} of {plural(training.compared, 'sample')}"
+    )
 
 
 def _layers(result: Report) -> RenderableType:

@@ -148,7 +148,7 @@ RECIPE = Table(
             "output": Key(FilePath(), "where the quantized model is written", required=True),
             "mode": Key(
                 one_of(Mode),
-                "static (calibrated), dynamic (activations at run time), qat (static, trained), or float (trained only)",
+                "static (calibrated), dynamic (at run time), qat (static, trained), or float (trained, not quantized)",
             ),
             "backend": Key(one_of(Backend), "default qconfigs and int8 arithmetic (fbgemm)"),
             "debug": Key(Flag(), "write float weights and explicit quantize/dequantize operators"),

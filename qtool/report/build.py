@@ -19,7 +19,7 @@ from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.calibrate import Calibrated
 from qtool.recipe.schema import Recipe
-from qtool.report.types import Accuracy, Fallback, Gate, Latency, Layer, Report, RuleRow, Size
+from qtool.report.types import Accuracy, Fallback, Gate, Latency, Layer, Report, RuleRow, Size, Training
 
 REFERENCE = "reference"
 """What a session's profile calls the kernel of a node that runs on the NumPy reference."""
@@ -35,6 +35,7 @@ class Measured:
     kernels: Mapping[str, str] = field(default_factory=dict)
     """The kernel that each node of the quantized model runs on, where its latency was measured."""
     advice: tuple[Advice, ...] = ()
+    training: Training | None = None
 
 
 def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measured: Measured) -> Report:
@@ -54,6 +55,7 @@ def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measu
         warnings=(*calibrated.warnings, *check_accumulators(lowered), *_engine_warnings(measured)),
         gates=_gates(recipe, measured),
         advice=measured.advice,
+        training=measured.training,
         provenance=provenance(quantized),
     )
 

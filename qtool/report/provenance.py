@@ -12,7 +12,21 @@ from qtool.errors import RecipeError
 from qtool.ir import Graph, Json
 from qtool.quantize.calibrate import Calibrated
 from qtool.recipe.load import data_config
-from qtool.recipe.schema import DataConfig, Recipe
+from qtool.recipe.schema import DataConfig, Mode, Recipe
+
+
+def training_meta(recipe: Recipe, data_hash: str, samples: int) -> dict[str, Json]:
+    """The metadata of a trained graph: qtool's version, the recipe as resolved, the hash of the training data and how
+    many samples were seen."""
+    used: Json = {"sha256": data_hash, "samples": samples}
+    return {"qtool": _version(), "recipe": dict(recipe.resolved), "training": used}
+
+
+def _version() -> str:
+    try:
+        return version("qtool")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+source"
 
 
 def provenance_of(recipe: Recipe, calibrated: Calibrated, data_hash: str) -> dict[str, Json]:
@@ -21,14 +35,12 @@ def provenance_of(recipe: Recipe, calibrated: Calibrated, data_hash: str) -> dic
     Where the data lie is recorded as seen from the quantized file, so that both may move together. ``data_hash`` is ""
     where there were no data.
     """
-    try:
-        installed = version("qtool")
-    except PackageNotFoundError:  # a source tree that is not installed
-        installed = "0+source"
+    if recipe.mode is Mode.QAT:
+        return training_meta(recipe, data_hash, calibrated.samples)
     used: Json = None
     if data_hash and recipe.calibration is not None:
         used = {"sha256": data_hash, "samples": calibrated.samples, "data": _relative(recipe)}
-    return {"qtool": installed, "recipe": dict(recipe.resolved), "calibration": used}
+    return {"qtool": _version(), "recipe": dict(recipe.resolved), "calibration": used}
 
 
 def _relative(recipe: Recipe) -> str:

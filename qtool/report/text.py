@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
-from qtool.report.types import Report
+from qtool.ir.files import atomic_write
+from qtool.report.types import Report, TrainReport
 
 
-def report_json(report: Report) -> str:
+def write_report(report: Report | TrainReport, path: Path) -> None:
+    """The report as a JSON file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(report_json(report).encode())
+
+
+def report_json(report: Report | TrainReport) -> str:
     """The report as indented JSON, ending with a newline."""
     return json.dumps(finite(report.to_json()), indent=2, default=str, allow_nan=False) + "\n"
 

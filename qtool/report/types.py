@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qtool.analysis.advice import Advice
+from qtool.analysis.metrics import MetricResult
 
-SCHEMA = "qtool.report/1"
+SCHEMA, TRAIN_SCHEMA = "qtool.report/1", "qtool.training/1"
 
 LABELS, FLOAT_OUTPUTS = "labels", "float outputs"
 
@@ -69,6 +70,23 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What training came to. ``best`` is the index of the epoch that was converted, ``samples`` how many were seen.
+
+    Then how far the converted model gives what the trained one gave, of ``compared`` samples: the share of output
+    numbers that are the same, and of rows with the same largest one. ``exact``: the trained one computed with integers.
+    """
+
+    epochs: tuple[Mapping[str, Any], ...]
+    best: int
+    samples: int
+    compared: int
+    same_outputs: Real
+    same_top1: Real
+    exact: bool
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer of the quantized model. ``sqnr_db`` compares its weights with the float ones."""
 
@@ -114,6 +132,23 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class TrainReport:
+    """What ``qtool train`` tells: the epochs, the index of the best one, and the metric of its model."""
+
+    model: str
+    output: str
+    epochs: tuple[Mapping[str, Any], ...]
+    best: int
+    accuracy: MetricResult | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema: str = TRAIN_SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"schema": self.schema, **{k: v for k, v in asdict(self).items() if k != "schema"}}
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything ``qtool quantize`` tells, in the order it is told."""
 
@@ -131,6 +166,7 @@ class Report:
     gates: tuple[Gate, ...] = ()
     advice: tuple[Advice, ...] = ()
     """What to change in the recipe, where more than a point of accuracy is lost."""
+    training: Training | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA
 
