@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qtool.errors import EngineError
 
-ABI = 3
+ABI = 4
 MAX_INPUTS = 4
 SLACK = 4096
 """Bytes after the end of anything in the arena that kernels may read."""
@@ -57,6 +57,9 @@ class Kind(enum.IntEnum):
     QMEAN = 22
     QLAYERNORM = 23
     QMATMUL = 24
+    TCONV = 25
+    TCONV_INPUT_GRAD = 26
+    TCONV_WEIGHT_GRAD = 27
 
 
 class Binary(enum.IntEnum):
@@ -381,5 +384,8 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.QMEAN: QrowsArgs,
     Kind.QLAYERNORM: QrowsArgs,
     Kind.QMATMUL: MatmulArgs,
+    Kind.TCONV: ConvArgs,
+    Kind.TCONV_INPUT_GRAD: ConvArgs,
+    Kind.TCONV_WEIGHT_GRAD: ConvArgs,
 }
 """The argument structure of each kind of operator."""

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define QT_ABI 3
+#define QT_ABI 4
 #define QT_API __attribute__((visibility("default")))
 #define QT_MAX_INPUTS 4
 
@@ -67,7 +67,10 @@ enum qt_op_kind {
   QT_OP_QMEAN = 22,          // qt_qrows_args: u8
   QT_OP_QLAYERNORM = 23,     // qt_qrows_args: u8
   QT_OP_QMATMUL = 24,        // qt_matmul_args: u8, u8 -> u8
-  QT_OP_COUNT = 25,
+  QT_OP_TCONV = 25,              // qt_conv_args: float32 for training; in: x, weight, bias
+  QT_OP_TCONV_INPUT_GRAD = 26,   // qt_conv_args; in: dy, weight
+  QT_OP_TCONV_WEIGHT_GRAD = 27,  // qt_conv_args; in: x, dy
+  QT_OP_COUNT = 28,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.

@@ -9,7 +9,7 @@ bool in_range(int value, int low) { return value >= low && value <= kMost; }
 
 }  // namespace
 
-void check_sconv(const qt_conv_args& a) {
+void check_sconv_shape(const qt_conv_args& a) {
   for (const int size : {a.batch, a.in_height, a.in_width, a.out_height, a.out_width}) {
     require(size >= 0, "a size of the picture is negative");
   }
@@ -20,9 +20,13 @@ void check_sconv(const qt_conv_args& a) {
   require(in_range(a.pad_top, -kMost) && in_range(a.pad_left, -kMost), "a padding is out of range");
   require(a.in_channels % a.groups == 0 && a.out_channels % a.groups == 0, "groups must divide the channels");
   require(a.residual == 0 || a.residual == 1, "a float convolution has residual 0 or 1");
-  require(a.weight != nullptr, "the weight is missing");
   checked_product({a.out_channels, a.kernel_height, a.kernel_width, a.in_channels / a.groups});
   sconv_extents(a);
+}
+
+void check_sconv(const qt_conv_args& a) {
+  check_sconv_shape(a);
+  require(a.weight != nullptr, "the weight is missing");
 }
 
 Extents sconv_extents(const qt_conv_args& a) {

@@ -5,7 +5,10 @@
 
 namespace qtool {
 
-// Throws InvalidPlan unless every size is sound and the arrays are there. No other code checks them.
+// Throws InvalidPlan unless every size is sound. No other code checks them.
+void check_sconv_shape(const qt_conv_args& args);
+
+// And unless the arrays are there.
 void check_sconv(const qt_conv_args& args);
 
 // Bytes of the input, of the residual where there is one, and of the output.
