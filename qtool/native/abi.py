@@ -60,6 +60,17 @@ class Kind(enum.IntEnum):
     TCONV = 25
     TCONV_INPUT_GRAD = 26
     TCONV_WEIGHT_GRAD = 27
+    TNORM = 28
+    TNORM_GRAD = 29
+    TSUMS = 30
+    TAFFINE = 31
+    TFAKE_QUANT = 32
+    TFAKE_QUANT_GRAD = 33
+    TFAKE_QUANT_SCALE_GRAD = 34
+    TMIN_MAX = 35
+    TCLAMP = 36
+    TCLAMP_GRAD = 37
+    TADD = 38
 
 
 class Binary(enum.IntEnum):
@@ -321,6 +332,21 @@ class RecurrentArgs(Args):
     ]
 
 
+class TnormArgs(Args):
+    c_name = "qt_tnorm_args"
+    _fields_: ClassVar = [*_longs("rows"), *_ints("channels"), *_floats("eps")]
+
+
+class TquantArgs(Args):
+    c_name = "qt_tquant_args"
+    _fields_: ClassVar = [*_longs("rows n"), *_floats("low high"), *_ints("fused reserved")]
+
+
+class TclampArgs(Args):
+    c_name = "qt_tclamp_args"
+    _fields_: ClassVar = [*_longs("count"), *_floats("low high")]
+
+
 class Ceiling(enum.IntEnum):
     INT8 = 0
     FLOAT = 1
@@ -387,5 +413,16 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.TCONV: ConvArgs,
     Kind.TCONV_INPUT_GRAD: ConvArgs,
     Kind.TCONV_WEIGHT_GRAD: ConvArgs,
+    Kind.TNORM: TnormArgs,
+    Kind.TNORM_GRAD: TnormArgs,
+    Kind.TSUMS: TnormArgs,
+    Kind.TAFFINE: TnormArgs,
+    Kind.TFAKE_QUANT: TquantArgs,
+    Kind.TFAKE_QUANT_GRAD: TquantArgs,
+    Kind.TFAKE_QUANT_SCALE_GRAD: TquantArgs,
+    Kind.TMIN_MAX: TquantArgs,
+    Kind.TCLAMP: TclampArgs,
+    Kind.TCLAMP_GRAD: TclampArgs,
+    Kind.TADD: TclampArgs,
 }
 """The argument structure of each kind of operator."""

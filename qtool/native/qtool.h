@@ -7,10 +7,10 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL and QMATMUL exactly; any other
-// operator needs that slack there too.
-// The output of LUT, SUNARY, QBINARY, SBINARY and SAFFINE may be the very bytes of their first input; every other output
-// must lie apart from the inputs.
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL, QMATMUL and those of training
+// (QT_OP_T...) exactly; any other operator needs that slack there too.
+// The output of LUT, SUNARY, QBINARY, SBINARY, SAFFINE, TAFFINE, TFAKE_QUANT, TCLAMP and TADD may be the very
+// bytes of their first input; every other output must lie apart from the inputs.
 #ifndef QTOOL_H_
 #define QTOOL_H_
 
@@ -70,7 +70,18 @@ enum qt_op_kind {
   QT_OP_TCONV = 25,              // qt_conv_args: float32 for training; in: x, weight, bias
   QT_OP_TCONV_INPUT_GRAD = 26,   // qt_conv_args; in: dy, weight
   QT_OP_TCONV_WEIGHT_GRAD = 27,  // qt_conv_args; in: x, dy
-  QT_OP_COUNT = 28,
+  QT_OP_TNORM = 28,                   // qt_tnorm_args: float32, batch norm by the batch; in: x, factors [2][C]: weight, bias
+  QT_OP_TNORM_GRAD = 29,              // qt_tnorm_args; in: x, dy, factors [3][C]: mean, inv_std, weight
+  QT_OP_TSUMS = 30,                   // qt_tnorm_args: sums of channels
+  QT_OP_TAFFINE = 31,                 // qt_tnorm_args; in: x, factors [2][C]: scale, shift
+  QT_OP_TFAKE_QUANT = 32,             // qt_tquant_args: float32; in: x, grid [2][rows]: scale, zero point
+  QT_OP_TFAKE_QUANT_GRAD = 33,        // qt_tquant_args; in: x, dy, grid
+  QT_OP_TFAKE_QUANT_SCALE_GRAD = 34,  // qt_tquant_args; in: x, dy, grid -> [rows]
+  QT_OP_TMIN_MAX = 35,                // qt_tquant_args -> [2][rows]
+  QT_OP_TCLAMP = 36,                  // qt_tclamp_args: float32
+  QT_OP_TCLAMP_GRAD = 37,             // qt_tclamp_args; in: x or y, dy
+  QT_OP_TADD = 38,                    // qt_tclamp_args: clamp(a + b)
+  QT_OP_COUNT = 39,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -304,6 +315,39 @@ typedef struct qt_recurrent_args {
   const float* bias;            // [directions][2][gates * hidden], of w and of r, or NULL
   const float* peephole;        // [directions][3][hidden], LSTM, or NULL
 } qt_recurrent_args;
+
+// Training: what changes from step to step is an input. These operators read external buffers exactly. Any number of
+// threads gives the same bits: sums are taken in parts that the shapes say, and the parts are added in their order.
+// The convolutions take the sizes and paddings of the forward one from qt_conv_args, without arrays, clamp and residual:
+//   TCONV              y = conv(x, weight [O][KH][KW][I]) + bias [O]
+//   TCONV_INPUT_GRAD   dx, of x's sizes; TCONV_WEIGHT_GRAD dw [O][KH][KW][I], both for dy of y's sizes
+
+// Over [rows][channels]; tnorm/tnorm.h has the formulas. The output of TNORM is y and then, each [channels], mean, biased
+// variance and 1 / sqrt(variance + eps); that of TNORM_GRAD dx and then dweight and dbias; that of TSUMS [channels].
+typedef struct qt_tnorm_args {
+  int64_t rows;
+  int32_t channels;
+  float eps;
+} qt_tnorm_args;
+
+// Over [rows][n], each row with its own scale and zero point (a number, as float32), in float32:
+//   r = nearbyint(fma(x, 1 / scale, zero)) with `fused` (a tensor), nearbyint(x * (1 / scale) + zero) without (a channel)
+//   FAKE_QUANT             y = scale * (clamp(r, low, high) - zero); NaN becomes low
+//   FAKE_QUANT_GRAD        dx = dy where low <= r <= high, 0 elsewhere
+//   FAKE_QUANT_SCALE_GRAD  ds = sum of dy * (r - zero - x / scale where low <= r <= high, clamp(r) - zero elsewhere)
+//   MIN_MAX                the smallest and the largest; NaN where there is one; infinity, -infinity of nothing
+typedef struct qt_tquant_args {
+  int64_t rows, n;
+  float low, high;
+  int32_t fused, reserved;
+} qt_tquant_args;
+
+// y = clamp(x, low, high), NaN stays NaN. Its gradient is dy, and 0 where x <= low or x >= high (PyTorch's relu, relu6 and
+// hardtanh); infinite limits cut nothing.
+typedef struct qt_tclamp_args {
+  int64_t count;
+  float low, high;
+} qt_tclamp_args;
 
 // Loops to measure the machine by, one a chunk, each over `bytes` bytes of its own; ceilings/ceilings.h has the formulas.
 enum qt_ceiling_kind { QT_CEILING_INT8 = 0, QT_CEILING_FLOAT = 1, QT_CEILING_READ = 2 };

@@ -3,19 +3,21 @@
     training = Training(threads=2)
     y = training.conv(x, weight, bias, ConvGeometry(padding=((1, 1), (1, 1))))
 
-Arrays are float32 and C-contiguous, activations NHWC or [rows, channels]. Every function makes its output, checks what it
-is given (EngineError with what was got and expected) and gives the same bits for every number of threads.
+Arrays are float32 and C-contiguous, activations NHWC or [rows, channels]. Every function checks what it is given
+(EngineError with what was got and expected) and gives the same bits for every number of threads.
 """
 
 from __future__ import annotations
 
 from qtool.native.operators import Operators
 from qtool.native.training_conv import ConvGeometry, ConvTraining
+from qtool.native.training_quant import ElementTraining
+from qtool.native.training_rows import RowTraining
 
 __all__ = ["ConvGeometry", "Training"]
 
 
-class Training(ConvTraining):
+class Training(ConvTraining, RowTraining, ElementTraining):
     """Threads and instruction set (None: the best of this CPU) are chosen once; EngineError without the native library.
 
     One object serves one thread of the program at a time.

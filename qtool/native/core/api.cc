@@ -108,6 +108,9 @@ int64_t qt_struct_bytes(const char* name) {
   QT_STRUCT(qt_matmul_args)
   QT_STRUCT(qt_recurrent_args)
   QT_STRUCT(qt_ceiling_args)
+  QT_STRUCT(qt_tnorm_args)
+  QT_STRUCT(qt_tquant_args)
+  QT_STRUCT(qt_tclamp_args)
   QT_STRUCT(qt_op)
   QT_STRUCT(qt_plan_desc)
 #undef QT_STRUCT

@@ -1,0 +1,7 @@
+#include "teltwise/body.h"
+
+namespace qtool {
+
+const TeltwiseKernels teltwise_scalar = kKernels;
+
+}  // namespace qtool
