@@ -62,6 +62,12 @@ def test_moving_keeps_flat_images_flat_and_turns_about_the_middle() -> None:
     assert np.abs(turned - round_)[:, 0, inside].max() < 0.25  # interpolated between distances
 
 
+def test_how_many_images_are_moved_at_once_changes_nothing(monkeypatch) -> None:
+    found = augmented(IMAGES, Augment(rotate=20, shift=1), 0, 0, 0)
+    monkeypatch.setattr("qtool.quantize.qat.augment._POINTS", 3 * 30)
+    assert np.array_equal(found, augmented(IMAGES, Augment(rotate=20, shift=1), 0, 0, 0))
+
+
 def test_pixels_stay_square_in_images_that_are_not() -> None:
     image = np.zeros((1, 1, 9, 33), np.float32)
     image[0, 0, 4, 12:21] = 1  # a line through the middle, as long as the image is high

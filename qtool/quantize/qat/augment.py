@@ -10,6 +10,8 @@ from qtool.quantize.qat.streams import Use, uniform
 from qtool.recipe.training import Augment
 
 _BILINEAR = GridSampleAttrs("linear", "border", align_corners=False)
+_POINTS = 1 << 17
+"""Pixels that are moved at once: what is computed for each takes some hundred bytes."""
 _FLIP, _ANGLE, _SCALE, _RIGHT, _DOWN, _ROW, _COLUMN, _DRAWS = range(8)
 """What each image's numbers are for. All are drawn whatever is asked for, so that one change does not move another."""
 
@@ -42,10 +44,11 @@ def _matrices(config: Augment, drawn: Array, size: tuple[int, ...]) -> Array:
 
 def _moved(images: Array, matrices: Array) -> Array:
     moved = np.empty_like(images, order="C")
-    shape = np.array([1, *images.shape[1:]], np.int64)
-    for number, matrix in enumerate(matrices):  # one at a time, since the places take many times an image's memory
-        (grid,) = affine_grid(AffineGridAttrs(), matrix[None], shape)
-        (moved[number : number + 1],) = grid_sample(_BILINEAR, images[number : number + 1], grid)
+    step = max(1, _POINTS // (images.shape[2] * images.shape[3]))
+    for start in range(0, len(images), step):
+        some, turned = images[start : start + step], matrices[start : start + step]
+        (grid,) = affine_grid(AffineGridAttrs(), turned, np.array(some.shape, np.int64))
+        (moved[start : start + step],) = grid_sample(_BILINEAR, some, grid)
     return moved
 
 
