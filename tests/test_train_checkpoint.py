@@ -171,6 +171,7 @@ def test_settings_are_what_training_depends_on(write) -> None:
     assert same(RECIPE.replace("train.npz,", "train.npz, rate: 0.01, batch_size: 64,"))
     assert not same(RECIPE.replace("train.npz,", "train.npz, rate: 0.02,"))
     assert not same(RECIPE.replace("train.npz,", "train.npz, split: train,"))
+    assert not same(RECIPE.replace("mode: qat", "mode: float"))
     assert not same(RECIPE + "backend: qnnpack\n")
     assert not same(RECIPE + "head: {classes: 2}\n")
     weights = {name: array + 1 if name.endswith("bias") else array for name, array in graph.initializers.items()}
