@@ -60,8 +60,8 @@ train:
   step_epochs: 2
   gamma: 0.5
   warmup_epochs: 0.5
-  loss: distillation
-  temperature: 4
+  loss: cross_entropy
+  label_smoothing: 0.1
   seed: 11
   augment: {flip: true, crop: 4, rotate: 12, scale: 0.1, shift: 1.5}
   freeze_bn_epoch: 3
@@ -94,7 +94,7 @@ def test_a_full_recipe(write, tmp_path) -> None:
         epochs=5,
         optimizer=OptimizerConfig(Optimizer.ADAMW, 0.002, betas=(0.8, 0.99), weight_decay=0.01, decay_norms=False),
         schedule=ScheduleConfig(Schedule.STEP, 2, 0.5, 0.5),
-        loss=LossConfig(Loss.DISTILLATION, temperature=4),
+        loss=LossConfig(label_smoothing=0.1),
         augment=Augment(True, 4, 12, 0.1, 1.5),
         seed=11,
         freeze_bn_epoch=3,
@@ -120,6 +120,7 @@ def test_a_full_recipe(write, tmp_path) -> None:
             ", loss: distillation, distillation_loss: mse",
             {"loss": LossConfig(Loss.DISTILLATION, distance=Distance.MSE)},
         ),
+        (", loss: distillation, temperature: 4", {"loss": LossConfig(Loss.DISTILLATION, temperature=4)}),
         (", augment: {flip: true}", {"augment": Augment(flip=True)}),
     ],
 )
@@ -229,6 +230,11 @@ def test_the_schema_refuses_a_wrong_key(text) -> None:
         ("model: a\noutput: b\nmode: qat\ntrain: {}\n", 4, "train.data is missing"),
         ("model: a\noutput: b\ncalibration: {data: c}\ntrain: {data: t}\n", 4, "train is for mode: qat, and the mode"),
         ("model: a\noutput: b\nmode: dynamic\n\nhead: {classes: 2}\n", 5, "head is for mode: qat, and the mode is dyn"),
+        (
+            f"{BLOCK}  epochs: 2\n  loss: distillation\nhead: {{classes: 2}}\n",
+            7,
+            "train.loss: distillation learns from the float model, whose new head knows nothing; use another loss",
+        ),
         (f"{SMALL}head: {{layer: fc}}\n", 5, "head.classes is missing"),
         (f"{SMALL}head: {{classes: 0}}\n", 5, "head.classes: got 0, expected a whole number from 1"),
         (f"{SMALL}head: {{classes: 2, layers: fc}}\n", 5, "unknown key 'layers' in head; did you mean 'layer'?"),

@@ -82,6 +82,11 @@ def check_training(recipe: Recipe, item: Item) -> None:
         return
     if recipe.train is None:
         item.entries()["mode"].fail(f"mode {recipe.mode.value} needs a train block, such as '{_EXAMPLE}'")
+    train = item.entries()["train"]
+    if recipe.head is not None and recipe.train.loss.name is Loss.DISTILLATION:
+        train.entries()["loss"].fail(
+            "train.loss: distillation learns from the float model, whose new head knows nothing; use another loss"
+        )
     for rule in recipe.rules:
         if rule.qconfig is not None and rule.qconfig.mode is Mode.DYNAMIC:
             item.entries()["qconfig_dict"].entries()[rule.key].fail(
@@ -91,7 +96,6 @@ def check_training(recipe: Recipe, item: Item) -> None:
     for what, path in files.items():
         checkpoint = recipe.train.checkpoint
         if path is not None and checkpoint is not None and path.resolve() == checkpoint.resolve():
-            train = item.entries()["train"]
             train.entries().get("checkpoint", train).fail(f"train.checkpoint: is {what}, which would be overwritten")
 
 
