@@ -102,7 +102,7 @@ def test_a_recipe_loads_and_quantizes_its_model(path):
     graph = npz.load(recipe.model)
     options = PrepareOptions(recipe.mode, recipe.backend, recipe.fuse, recipe.stubs)
     prepared = prepare(graph, recipe.rules, options)
-    for data in filter(None, (recipe.calibration, recipe.evaluation)):
+    for data in filter(None, (recipe.calibration, recipe.evaluation, recipe.train and recipe.train.data)):
         assert len(open_data(data, graph)) > 0
     linear = [node.name for node in prepared.graph.nodes if node.op in ("conv2d", "linear")]
     left = {fallback.node for fallback in prepared.fallbacks}.intersection(linear)
