@@ -181,8 +181,8 @@ def trained(result: TrainReport) -> RenderableType:
 def _agreement(training: Training) -> str:
     how = "in integers" if training.exact else "in float"
     return (
-        f"the int8 model gives the numbers of the trained one ({how}) for {percent(training.same_outputs)} of outputs and"
-        f" its class for {percent(training.same_top1)} of {plural(training.compared, 'sample')}"
+        f"the int8 model gives the numbers of the trained one ({how}) for {percent(training.same_outputs)} of outputs"
+        f" and its class for {percent(training.same_top1)} of {plural(training.compared, 'sample')}"
     )
 
 

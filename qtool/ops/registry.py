@@ -39,8 +39,9 @@ class Attrs:
 class VjpCall:
     """What a vector-Jacobian product is made from.
 
-    ``inputs`` and ``outputs`` are the arrays of the forward pass (an input left out is None), ``grads`` the derivatives of
-    the loss by each output (None: that output has no part in it), ``needed`` says which inputs' derivatives are wanted.
+    ``inputs`` and ``outputs`` are the arrays of the forward pass (an input left out is None), ``grads`` the derivatives
+    of the loss by each output (None: that output has no part in it), ``needed`` says which inputs' derivatives are
+    wanted.
     """
 
     attrs: Any

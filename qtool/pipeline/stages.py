@@ -1,4 +1,4 @@
-"""How long work is shown from outside: a function opens a display for a stage and gives one that is told of progress."""
+"""How long work is shown: a function opens a display for a stage and gives one that is told of progress."""
 
 from __future__ import annotations
 
