@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from qtool.ir import Array, TensorType
 from qtool.ops.dims import axis_of, need_float, need_numbers, need_shape, product, spell
 from qtool.ops.erf import erf
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, elementwise, grad_of, gradients, unbroadcast
 
 Activation = Literal["none", "relu", "clamp", "hardswish"]
 Limits = tuple[float, float]
@@ -123,6 +124,68 @@ def activate(y: Array, activation: str, limits: Limits | None) -> Array:
     return hardswish(y) if activation == "hardswish" else y
 
 
+def hardswish_slope(x: Array) -> Array:
+    return np.where(x <= -3, 0, np.where(x < 3, x / 3 + x.dtype.type(0.5), 1)).astype(x.dtype, copy=False)
+
+
+def activation_grad(call: VjpCall, reference: Callable[..., tuple[Array, ...]]) -> Array:
+    """The derivative of the loss by what the fused activation gets.
+
+    The output tells it: at a limit nothing passes, as with PyTorch's ``relu`` and ``relu6`` (not its ``clamp``).
+    Only hardswish needs what ``reference(attrs, *inputs)`` gives without it.
+    """
+    attrs, grad, y = call.attrs, grad_of(call), call.outputs[0]
+    if attrs.activation == "relu":
+        return np.where(y > 0, grad, grad.dtype.type(0))
+    if attrs.activation == "clamp":
+        low, high = attrs.clamp
+        return np.where((y > _like(y, low)) & (y < _like(y, high)), grad, grad.dtype.type(0))
+    if attrs.activation == "hardswish":
+        (before,) = reference(replace(attrs, activation="none"), *call.inputs)
+        return np.asarray(grad * hardswish_slope(before))
+    return grad
+
+
+def swish_slope(x: Array, alpha: float = 1.0) -> Array:
+    """Of x * sigmoid(alpha * x)."""
+    scaled = x.dtype.type(alpha) * x
+    s = sigmoid(scaled)
+    return np.asarray(s * (1 + scaled * (1 - s)))
+
+
+def gelu_slope(x: Array, approximate: str) -> Array:
+    wide = x.astype(np.float64)
+    if approximate == "tanh":
+        factor = math.sqrt(2 / math.pi)
+        t = np.tanh(factor * (wide + 0.044715 * wide**3))
+        return np.asarray(0.5 * (1 + t) + 0.5 * wide * (1 - t * t) * factor * (1 + 3 * 0.044715 * wide**2))
+    density = np.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+    return np.asarray(0.5 * (1 + erf(wide / math.sqrt(2))) + wide * density)
+
+
+def softmax_vjp(call: VjpCall) -> Gradients:
+    def part() -> Array:
+        weighted = grad_of(call) * call.outputs[0]
+        return np.asarray(weighted - call.outputs[0] * weighted.sum(axis=call.attrs.dim, keepdims=True))
+
+    return gradients(call, part)
+
+
+def prelu_vjp(call: VjpCall) -> Gradients:
+    """At 0 the slope counts, as in PyTorch."""
+    x, weight = call.inputs
+    assert x is not None
+    assert weight is not None
+    grad = grad_of(call)
+    column = (-1, *([1] * (x.ndim - 2))) if weight.size > 1 else ()
+    slope = weight.reshape(column)
+    return gradients(
+        call,
+        lambda: np.where(x > 0, grad, grad * slope),
+        lambda: unbroadcast(np.where(x > 0, 0, grad * x), slope.shape).reshape(weight.shape),
+    )
+
+
 def check_activation(activation: str, limits: Limits | None) -> None:
     """``clamp`` needs limits, and only it has them."""
     if activation != "clamp":
@@ -172,13 +235,15 @@ def _unary(
     onnx: str = "",
     attrs: type[Attrs] = NoAttrs,
     infer: Callable[..., tuple[TensorType, ...]] = _same,
+    *,
+    vjp: Vjp,
     **more: Any,
 ) -> None:
     def reference(attrs: Attrs, x: Array) -> tuple[Array, ...]:
         return (function(attrs, x),)
 
     names = (onnx,) if onnx else ()
-    register(OpSpec(name, attrs, ("x",), infer, reference, rule, onnx=names, kernel=name, **more))
+    register(OpSpec(name, attrs, ("x",), infer, reference, rule, onnx=names, kernel=name, vjp=vjp, **more))
 
 
 SAME, FREE, FIXED = QuantRule.SAME_AS_INPUT, QuantRule.FREE, QuantRule.FIXED
@@ -187,19 +252,72 @@ UNIT = (1.0 / 256.0, 0)
 SYMMETRIC = (2.0 / 256.0, 128)
 """Parameters of an output in [-1, 1): PyTorch's ``default_fixed_qparams_range_neg1to1_observer``."""
 
-_unary("relu", lambda _, x: relu(x), SAME, "Relu", NoAttrs, _relu_type)
-_unary("relu6", lambda _, x: clamp(x, 0, 6), SAME, "Clip")
-_unary("hardtanh", lambda a, x: clamp(x, a.low, a.high), SAME, "Clip", HardtanhAttrs, _clamp_type)
-_unary("clamp", lambda a, x: clamp(x, a.low, a.high), SAME, "Clip", ClampAttrs, _clamp_type)
-_unary("leaky_relu", lambda a, x: leaky_relu(x, a.negative_slope), FREE, "LeakyRelu", LeakyReluAttrs)
-_unary("elu", lambda a, x: elu(x, a.alpha), FREE, "Elu", EluAttrs)
-_unary("hardswish", lambda _, x: hardswish(x), FREE, "HardSwish")
-_unary("hardsigmoid", lambda _, x: hardsigmoid(x), FIXED, "HardSigmoid", fixed=UNIT)
-_unary("sigmoid", lambda _, x: sigmoid(x), FIXED, "Sigmoid", fixed=UNIT)
-_unary("tanh", lambda _, x: np.tanh(x), FIXED, "Tanh", fixed=SYMMETRIC)
-_unary("gelu", lambda a, x: gelu(x, a.approximate), None, "Gelu", GeluAttrs)
-_unary("silu", lambda _, x: x * sigmoid(x), None, "Swish")
-_unary("softmax", lambda a, x: softmax(x, a.dim), FIXED, "Softmax", SoftmaxAttrs, _softmax_type, fixed=UNIT)
+_unary("relu", lambda _, x: relu(x), SAME, "Relu", NoAttrs, _relu_type, vjp=elementwise(lambda _, __, y: y > 0))
+_unary("relu6", lambda _, x: clamp(x, 0, 6), SAME, "Clip", vjp=elementwise(lambda _, x, __: (x > 0) & (x < 6)))
+_unary(
+    "hardtanh",
+    lambda a, x: clamp(x, a.low, a.high),
+    SAME,
+    "Clip",
+    HardtanhAttrs,
+    _clamp_type,
+    vjp=elementwise(lambda a, x, _: (x > _like(x, a.low)) & (x < _like(x, a.high))),
+)
+_unary(
+    "clamp",
+    lambda a, x: clamp(x, a.low, a.high),
+    SAME,
+    "Clip",
+    ClampAttrs,
+    _clamp_type,
+    vjp=elementwise(lambda a, x, _: (x >= _like(x, a.low)) & (x <= _like(x, a.high))),
+)
+_unary(
+    "leaky_relu",
+    lambda a, x: leaky_relu(x, a.negative_slope),
+    FREE,
+    "LeakyRelu",
+    LeakyReluAttrs,
+    vjp=elementwise(lambda a, x, _: np.where(x > 0, 1, _like(x, a.negative_slope))),
+)
+_unary(
+    "elu",
+    lambda a, x: elu(x, a.alpha),
+    FREE,
+    "Elu",
+    EluAttrs,
+    vjp=elementwise(lambda a, x, _: np.where(x > 0, 1, _like(x, a.alpha) * np.exp(np.minimum(x, 0)))),
+)
+_unary("hardswish", lambda _, x: hardswish(x), FREE, "HardSwish", vjp=elementwise(lambda _, x, __: hardswish_slope(x)))
+_unary(
+    "hardsigmoid",
+    lambda _, x: hardsigmoid(x),
+    FIXED,
+    "HardSigmoid",
+    fixed=UNIT,
+    vjp=elementwise(lambda _, x, __: ((x > -3) & (x < 3)) / x.dtype.type(6)),
+)
+_unary("sigmoid", lambda _, x: sigmoid(x), FIXED, "Sigmoid", fixed=UNIT, vjp=elementwise(lambda _, __, y: y * (1 - y)))
+_unary("tanh", lambda _, x: np.tanh(x), FIXED, "Tanh", fixed=SYMMETRIC, vjp=elementwise(lambda _, __, y: 1 - y * y))
+_unary(
+    "gelu",
+    lambda a, x: gelu(x, a.approximate),
+    None,
+    "Gelu",
+    GeluAttrs,
+    vjp=elementwise(lambda a, x, _: gelu_slope(x, a.approximate)),
+)
+_unary("silu", lambda _, x: x * sigmoid(x), None, "Swish", vjp=elementwise(lambda _, x, __: swish_slope(x)))
+_unary(
+    "softmax",
+    lambda a, x: softmax(x, a.dim),
+    FIXED,
+    "Softmax",
+    SoftmaxAttrs,
+    _softmax_type,
+    fixed=UNIT,
+    vjp=softmax_vjp,
+)
 
 register(
     OpSpec(
@@ -211,5 +329,6 @@ register(
         rule=FREE,
         onnx=("PRelu",),
         kernel="prelu",
+        vjp=prelu_vjp,
     )
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from qtool.ir import Array, DType, TensorType
-from qtool.ops.activation import NoAttrs, sigmoid
+from qtool.ops.activation import NoAttrs, sigmoid, swish_slope
 from qtool.ops.dims import broadcast, need_float, need_numbers, need_same, need_shape, spell
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, Part, grad_of, gradients, unbroadcast
 
 Types = tuple[TensorType, ...]
 
@@ -133,22 +135,106 @@ def clip(x: Array, low: Array | None = None, high: Array | None = None) -> Array
     return np.asarray(y if high is None else np.minimum(y, high.reshape(())))
 
 
+def _given(call: VjpCall) -> tuple[Array, ...]:
+    """The inputs, of which none may be left out."""
+    return tuple(array for array in call.inputs if array is not None)
+
+
+def pow_vjp(call: VjpCall) -> Gradients:
+    """Without NaN where the derivative is 0 whatever the other factor: a ** 0 by a, 0 ** b by b."""
+    a, b = _given(call)
+    grad, y = grad_of(call), call.outputs[0]
+
+    def by_base() -> Array:
+        power = b.astype(a.dtype)
+        return np.where(power == 0, 0, grad * power * np.power(a, power - 1))
+
+    return gradients(call, by_base, lambda: np.where((a == 0) & (b >= 0), 0, grad * y * np.log(a)))
+
+
+def mod_vjp(call: VjpCall) -> Gradients:
+    a, b = _given(call)
+    whole = np.trunc if call.attrs.fmod else np.floor
+    return gradients(call, lambda: grad_of(call), lambda: -grad_of(call) * whole(a / b))
+
+
+def swiglu_vjp(call: VjpCall) -> Gradients:
+    a, b = _given(call)
+    grad, alpha = grad_of(call), a.dtype.type(call.attrs.alpha)
+    return gradients(call, lambda: grad * b * swish_slope(a, alpha), lambda: grad * a * sigmoid(alpha * a))
+
+
+def where_vjp(call: VjpCall) -> Gradients:
+    condition, grad = _given(call)[0], grad_of(call)
+    return gradients(call, None, lambda: np.where(condition, grad, 0), lambda: np.where(condition, 0, grad))
+
+
+def clip_vjp(call: VjpCall) -> Gradients:
+    """As ``torch.clamp`` with tensors: x passes at the limits, and where they cross the upper one counts."""
+    x, low, high = (*call.inputs, None, None)[:3]
+    assert x is not None
+    least = x.dtype.type(-np.inf) if low is None else low.reshape(())
+    most = x.dtype.type(np.inf) if high is None else high.reshape(())
+    grad = grad_of(call)
+    return gradients(
+        call,
+        lambda: np.where((x >= least) & (x <= most), grad, 0),
+        lambda: np.where((x < least) & (least < most), grad, 0),
+        lambda: np.where((x > most) | (most < least), grad, 0),
+    )
+
+
+def prelu_broadcast_vjp(call: VjpCall) -> Gradients:
+    """At 0 the slope counts, as in PyTorch."""
+    x, slope = _given(call)
+    grad = grad_of(call)
+    return gradients(call, lambda: np.where(x > 0, grad, grad * slope), lambda: np.where(x > 0, 0, grad * x))
+
+
+def _sum_vjp(call: VjpCall) -> Gradients:
+    return gradients(call, *[lambda: grad_of(call)] * len(call.inputs))
+
+
+def _mean_vjp(call: VjpCall) -> Gradients:
+    return gradients(call, *[lambda: grad_of(call) / len(call.inputs)] * len(call.inputs))
+
+
+def _extreme_vjp(choose: Callable[[Array, Array], Array]) -> Vjp:
+    """Pair by pair, as the reference goes; equal elements get half each, as with ``torch.maximum``."""
+
+    def vjp(call: VjpCall) -> Gradients:
+        arrays = _given(call)
+        best = list(itertools.accumulate(arrays, choose))
+        rest = grad_of(call)
+        found = list[Array]()
+        for before, array in zip(reversed(best[:-1]), reversed(arrays[1:]), strict=True):
+            chosen = choose(before, array)
+            share = ((array == chosen).astype(rest.dtype) + (before != chosen)) / 2
+            found.append(unbroadcast(rest * share, array.shape))
+            rest = unbroadcast(rest * (1 - share), before.shape)
+        parts: list[Part] = [lambda array=array: array for array in [rest, *reversed(found)]]  # type: ignore[misc]
+        return gradients(call, *parts)
+
+    return vjp
+
+
 def _binary(
     onnx: str,
     name: str,
     infer: Callable[..., Types],
     function: Callable[[Any, Array, Array], Array],
     attrs: type[Attrs] = NoAttrs,
+    vjp: Vjp | None = None,
 ) -> None:
     def reference(attrs: Attrs, a: Array, b: Array) -> tuple[Array, ...]:
         with np.errstate(all="ignore"):
             return (np.asarray(function(attrs, a, b)),)
 
-    register(OpSpec(name, attrs, ("a", "b"), infer, reference, onnx=(onnx,), empty=True))
+    register(OpSpec(name, attrs, ("a", "b"), infer, reference, onnx=(onnx,), empty=True, vjp=vjp))
 
 
-_binary("Pow", "pow", _power_type, lambda _, a, b: power(a, b))
-_binary("Mod", "mod", number_type, lambda attrs, a, b: modulo(a, b, attrs.fmod), ModAttrs)
+_binary("Pow", "pow", _power_type, lambda _, a, b: power(a, b), vjp=pow_vjp)
+_binary("Mod", "mod", number_type, lambda attrs, a, b: modulo(a, b, attrs.fmod), ModAttrs, mod_vjp)
 _binary("BitShift", "bit_shift", _integer_type, lambda attrs, a, b: shift(a, b, attrs.direction), BitShiftAttrs)
 _binary("BitwiseAnd", "bitwise_and", _integer_type, lambda _, a, b: a & b)
 _binary("BitwiseOr", "bitwise_or", _integer_type, lambda _, a, b: a | b)
@@ -169,21 +255,28 @@ _binary(
     _gated_type,
     lambda attrs, a, b: np.asarray(a * sigmoid(a.dtype.type(attrs.alpha) * a) * b),
     SwigluAttrs,
+    swiglu_vjp,
 )
 
 
-def _many(onnx: str, name: str, infer: Callable[..., Types], function: Callable[[tuple[Array, ...]], Any]) -> None:
+def _many(
+    onnx: str, name: str, infer: Callable[..., Types], function: Callable[[tuple[Array, ...]], Any], vjp: Vjp
+) -> None:
     def reference(_: Attrs, *arrays: Array) -> tuple[Array, ...]:
         return (np.asarray(function(arrays), arrays[0].dtype),)
 
-    register(OpSpec(name, NoAttrs, ("tensors*",), infer, reference, onnx=(onnx,), empty=True))
+    register(OpSpec(name, NoAttrs, ("tensors*",), infer, reference, onnx=(onnx,), empty=True, vjp=vjp))
 
 
-_many("Max", "max", _many_type, lambda arrays: functools.reduce(np.maximum, arrays))
-_many("Min", "min", _many_type, lambda arrays: functools.reduce(np.minimum, arrays))
-_many("Sum", "sum_of", _many_type, lambda arrays: functools.reduce(np.add, arrays))
+_many("Max", "max", _many_type, lambda arrays: functools.reduce(np.maximum, arrays), _extreme_vjp(np.maximum))
+_many("Min", "min", _many_type, lambda arrays: functools.reduce(np.minimum, arrays), _extreme_vjp(np.minimum))
+_many("Sum", "sum_of", _many_type, lambda arrays: functools.reduce(np.add, arrays), _sum_vjp)
 _many(
-    "Mean", "mean_of", _mean_type, lambda arrays: functools.reduce(np.add, arrays) / arrays[0].dtype.type(len(arrays))
+    "Mean",
+    "mean_of",
+    _mean_type,
+    lambda arrays: functools.reduce(np.add, arrays) / arrays[0].dtype.type(len(arrays)),
+    _mean_vjp,
 )
 
 register(
@@ -195,6 +288,7 @@ register(
         reference=lambda _, condition, x, y: (np.asarray(np.where(condition, x, y)),),
         onnx=("Where",),
         empty=True,
+        vjp=where_vjp,
     )
 )
 register(
@@ -206,6 +300,7 @@ register(
         reference=lambda _, x, low=None, high=None: (clip(x, low, high),),
         onnx=("Clip",),
         empty=True,
+        vjp=clip_vjp,
     )
 )
 register(
@@ -217,5 +312,6 @@ register(
         reference=lambda _, x, slope: (np.asarray(np.where(x < 0, x * slope, x), x.dtype),),
         onnx=("PRelu",),
         empty=True,
+        vjp=prelu_broadcast_vjp,
     )
 )

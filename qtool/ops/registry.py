@@ -40,8 +40,7 @@ class VjpCall:
     """What a vector-Jacobian product is made from.
 
     ``inputs`` and ``outputs`` are the arrays of the forward pass (an input left out is None), ``grads`` the derivatives
-    of the loss by each output (None: that output has no part in it), ``needed`` says which inputs' derivatives are
-    wanted.
+    of the loss by each output (None: that output has no part in it), ``needed`` says which inputs' are wanted.
     """
 
     attrs: Any

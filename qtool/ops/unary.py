@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qtool.ir import Array, DType, TensorType
-from qtool.ops.activation import NoAttrs, sigmoid
+from qtool.ops.activation import NoAttrs, sigmoid, swish_slope
 from qtool.ops.dims import axis_of, need_float, need_numbers
 from qtool.ops.erf import erf
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, elementwise, grad_of, gradients
 
 Types = tuple[TensorType, ...]
 
@@ -116,6 +118,55 @@ def is_inf(x: Array, negative: bool, positive: bool) -> Array:
     return np.asarray((np.isposinf(x) & positive) | (np.isneginf(x) & negative))
 
 
+def _mish_slope(x: Array) -> Array:
+    t = np.tanh(softplus(x))
+    return np.asarray(t + x * sigmoid(x) * (1 - t * t))
+
+
+def log_softmax_vjp(call: VjpCall) -> Gradients:
+    def part() -> Array:
+        grad = grad_of(call)
+        return np.asarray(grad - np.exp(call.outputs[0]) * grad.sum(axis=call.attrs.axis, keepdims=True))
+
+    return gradients(call, part)
+
+
+SLOPES: Mapping[str, Callable[[Any, Array, Array], Any]] = {
+    "abs": lambda _, x, __: np.sign(x),
+    "acos": lambda _, x, __: -1 / np.sqrt(1 - x * x),
+    "acosh": lambda _, x, __: 1 / np.sqrt(x * x - 1),
+    "asin": lambda _, x, __: 1 / np.sqrt(1 - x * x),
+    "asinh": lambda _, x, __: 1 / np.sqrt(1 + x * x),
+    "atan": lambda _, x, __: 1 / (1 + x * x),
+    "atanh": lambda _, x, __: 1 / (1 - x * x),
+    "ceil": lambda _, x, __: np.zeros_like(x),
+    "cos": lambda _, x, __: -np.sin(x),
+    "cosh": lambda _, x, __: np.sinh(x),
+    "erf": lambda _, x, __: 2 / math.sqrt(math.pi) * np.exp(-x * x),
+    "exp": lambda _, __, y: y,
+    "floor": lambda _, x, __: np.zeros_like(x),
+    "log": lambda _, x, __: 1 / x,
+    "neg": lambda _, x, __: -np.ones_like(x),
+    "reciprocal": lambda _, __, y: -y * y,
+    "round": lambda _, x, __: np.zeros_like(x),
+    "sign": lambda _, x, __: np.zeros_like(x),
+    "sin": lambda _, x, __: np.cos(x),
+    "sinh": lambda _, x, __: np.cosh(x),
+    "softplus": lambda _, x, __: sigmoid(x),
+    "softsign": lambda _, x, __: 1 / np.square(1 + np.abs(x)),
+    "sqrt": lambda _, __, y: 0.5 / y,
+    "tan": lambda _, __, y: 1 + y * y,
+    "mish": lambda _, x, __: _mish_slope(x),
+    "celu": lambda a, x, _: np.exp(np.minimum(x, 0) / a.alpha),
+    "selu": lambda a, x, _: a.gamma * np.where(x > 0, 1, a.alpha * np.exp(np.minimum(x, 0))),
+    "thresholded_relu": lambda a, x, _: x > a.alpha,
+    "shrink": lambda a, x, _: np.abs(x) > a.lambd,
+    "hard_sigmoid": lambda a, _, y: a.alpha * ((y > 0) & (y < 1)),
+    "swish": lambda a, x, _: swish_slope(x, a.alpha),
+}
+"""Derivatives of the functions, from x and y; at kinks as PyTorch has them."""
+
+
 def _unary(
     onnx: str,
     name: str,
@@ -123,6 +174,7 @@ def _unary(
     infer: Callable[..., Types] = float_type,
     attrs: type[Attrs] = NoAttrs,
     kernel: str = "",
+    vjp: Vjp | None = None,
 ) -> None:
     """Computes in float64 where the input is float (it is rounded once, at the end), in the input's type elsewhere."""
 
@@ -132,7 +184,8 @@ def _unary(
             y = np.asarray(function(attrs, wide))
             return (y if y.dtype == np.bool_ and infer is _test_type else y.astype(x.dtype, copy=False),)
 
-    register(OpSpec(name, attrs, ("x",), infer, reference, onnx=(onnx,), empty=True, kernel=kernel))
+    backward = elementwise(SLOPES[name]) if name in SLOPES else vjp
+    register(OpSpec(name, attrs, ("x",), infer, reference, onnx=(onnx,), empty=True, kernel=kernel, vjp=backward))
 
 
 _unary("Abs", "abs", lambda _, x: np.abs(x), number_type)
@@ -176,5 +229,5 @@ _unary(
     HardSigmoidAttrs,
 )
 _unary("Swish", "swish", lambda a, x: x * sigmoid(a.alpha * x), float_type, AlphaAttrs)
-_unary("LogSoftmax", "log_softmax", lambda a, x: log_softmax(x, a.axis), _along_type, AxisAttrs)
+_unary("LogSoftmax", "log_softmax", lambda a, x: log_softmax(x, a.axis), _along_type, AxisAttrs, vjp=log_softmax_vjp)
 _unary("Hardmax", "hardmax", lambda a, x: hardmax(x, a.axis), _along_type, AxisAttrs)
