@@ -12,7 +12,7 @@ from op_onnx_cases import ONNX_CASES
 from vjp_cases import DOMAINS, MORE
 
 from qtool.ops import all_ops, get, parse_attrs
-from qtool.ops.registry import OpSpec, QuantRule, VjpCall
+from qtool.ops.registry import OpSpec, VjpCall
 
 STEP = 1e-7
 """Of the central differences: so small that next to no random number lies within it of a kink."""
@@ -79,8 +79,8 @@ def check_differences(op: str, attrs: dict, arrays, seed: int = 0) -> int:
     return count
 
 
-CONSTANT = {("resize", 1), ("resize", 2)}
-"""Inputs that are floats, but tell what is to be done."""
+CONSTANT = {("resize", 1), ("resize", 2), ("roi_align", 1)}
+"""Inputs that are floats, but tell what is to be done: they have no derivative."""
 
 
 @pytest.mark.parametrize("op", sorted(TRAINED & set(CASES)))
@@ -156,7 +156,6 @@ def cases_of(op: str) -> list:
 
 def test_every_operator_with_a_rule_can_be_trained_through():
     ruled = {name for name, spec in all_ops().items() if spec.rule is not None}
-    assert {rule for rule in QuantRule} >= {get(name).rule for name in ruled}
     assert ruled - TRAINED == set(WITHOUT)
 
 

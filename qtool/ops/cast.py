@@ -8,7 +8,8 @@ import numpy as np
 
 from qtool.errors import ModelError
 from qtool.ir import Array, DType, TensorType
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, VjpCall, register, require
+from qtool.ops.vjp import Gradients, grad_of, gradients
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ def cast(attrs: CastAttrs, x: Array) -> tuple[Array, ...]:
         return (x.astype(target),)
 
 
+def cast_vjp(call: VjpCall) -> Gradients:
+    """Between floats; nothing comes back through an integer."""
+    return gradients(call, (lambda: grad_of(call)) if call.outputs[0].dtype.kind == "f" else None)
+
+
 def bit_cast_type(attrs: CastAttrs, x: TensorType) -> tuple[TensorType, ...]:
     target = dtype_named(attrs.to)
     same = target.numpy.itemsize == x.dtype.numpy.itemsize
@@ -51,5 +57,5 @@ def bit_cast(attrs: CastAttrs, x: Array) -> tuple[Array, ...]:
     return (np.ascontiguousarray(x).view(np.dtype(attrs.to)).reshape(x.shape),)
 
 
-register(OpSpec("cast", CastAttrs, ("x",), cast_type, cast, onnx=("Cast", "CastLike"), empty=True))
+register(OpSpec("cast", CastAttrs, ("x",), cast_type, cast, onnx=("Cast", "CastLike"), empty=True, vjp=cast_vjp))
 register(OpSpec("bit_cast", CastAttrs, ("x",), bit_cast_type, bit_cast, onnx=("BitCast",), empty=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops import geometry
-from qtool.ops.activation import Activation, activate, check_activation
+from qtool.ops.activation import Activation, activate, activation_grad, check_activation
 from qtool.ops.dims import UNKNOWN, known, need_float, need_rank, need_shape, same_size
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
+from qtool.ops.vjp import Gradients, at_least_float32, gradients, per_channel, unpad
 
 LAYOUTS = {1: "NCL", 2: "NCHW", 3: "NCDHW"}
 """By the number of spatial axes."""
@@ -68,13 +70,17 @@ def convolve(x: Array, weight: Array, stride: Sequence[int], dilation: Sequence[
     y = np.empty((x.shape[0], weight.shape[0], *out), np.result_type(x, weight))
     view = geometry.windows(x, kernel, stride, dilation)
     flat_weight = weight.reshape(groups, weight.shape[0] // groups, -1)
-    sample_bytes = x.itemsize * x.shape[1] * int(np.prod((*kernel, *out)))
-    step = max(1, COLUMN_BYTES // max(sample_bytes, 1))
-    for start in range(0, x.shape[0], step):
-        chunk = view[start : start + step]
-        columns = _columns(chunk, groups, len(kernel))
-        y[start : start + step] = np.matmul(flat_weight, columns).reshape(len(chunk), -1, *out)
+    for part in _chunks(x, kernel, out):
+        columns = _columns(view[part], groups, len(kernel))
+        y[part] = np.matmul(flat_weight, columns).reshape(len(columns), -1, *out)
     return y
+
+
+def _chunks(x: Array, kernel: Sequence[int], out: Sequence[int]) -> Iterator[slice]:
+    """Slices of the samples whose columns are of about ``COLUMN_BYTES``."""
+    sample_bytes = x.itemsize * x.shape[1] * math.prod((*kernel, *out))
+    step = max(1, COLUMN_BYTES // max(sample_bytes, 1))
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 def _columns(view: Array, groups: int, rank: int) -> Array:
@@ -97,6 +103,58 @@ def _convolve_depthwise(
         tap = split[:, :, index]
         y += under[:, :, None] * tap.reshape(*tap.shape, *column)
     return y.reshape(batch, -1, *out)
+
+
+def fold(
+    columns: Array, kernel: Sequence[int], full: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Array:
+    """Sums columns (N, C, taps, *windows) into (N, C, *full), each tap where its window has it."""
+    y = np.zeros((*columns.shape[:2], *full), columns.dtype)
+    for index, under in enumerate(geometry.taps(y, kernel, stride, dilation, columns.shape[3:])):
+        np.add(under, columns[:, :, index], out=under)
+    return y
+
+
+def convolve_transposed(
+    x: Array, weight: Array, full: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Array:
+    """The transpose of ``convolve``: x (N, O, *out) and weight (O, C / groups, *kernel) -> (N, C, *full)."""
+    batch, channels, *out = x.shape
+    kernel, inputs = weight.shape[2:], weight.shape[1] * groups
+    y = np.zeros((batch, inputs, *full), np.result_type(x, weight))
+    if weight.shape[1] == 1:
+        split = weight.reshape(groups, -1, math.prod(kernel), *[1] * len(out))
+        grouped = x.reshape(batch, groups, -1, *out)
+        for index, under in enumerate(geometry.taps(y, kernel, stride, dilation, out)):
+            np.add(under, (grouped * split[:, :, index]).sum(2), out=under)
+        return y
+    flat = weight.reshape(groups, channels // groups, -1).transpose(0, 2, 1)
+    for part in _chunks(y, kernel, out):
+        columns = np.matmul(flat, x[part].reshape(-1, groups, channels // groups, math.prod(out)))
+        y[part] = fold(columns.reshape(-1, inputs, math.prod(kernel), *out), kernel, full, stride, dilation)
+    return y
+
+
+def weight_grad(x: Array, grad: Array, shape: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Array:
+    """The derivative by the weight (O, C / groups, *kernel) of ``convolve``, from x (N, C, *size) and that by y.
+
+    A chunk of samples is one product of matrices for each group; with one input channel a group it is a sum a tap.
+    """
+    outputs, inputs, *kernel = shape
+    groups, out, rank = x.shape[1] // inputs, grad.shape[2:], len(kernel)
+    if inputs == 1:
+        split = grad.reshape(len(x), groups, -1, *out)
+        axes = (0, *range(3, 3 + rank))
+        taps = geometry.taps(x, kernel, stride, dilation, out)
+        return np.stack([(split * under[:, :, None]).sum(axis=axes) for under in taps], -1).reshape(shape)
+    total = np.zeros((groups, outputs // groups, inputs * math.prod(kernel)), np.result_type(x, grad))
+    view = geometry.last_axes(geometry.windows(x, kernel, stride, dilation), [*map(slice, out), *[slice(None)] * rank])
+    order = (1, *range(2 + rank, 2 + 2 * rank), 0, *range(2, 2 + rank))
+    for part in _chunks(x, kernel, out):
+        columns = view[part].transpose(order).reshape(groups, total.shape[2], -1)
+        rows = np.moveaxis(grad[part], 1, 0).reshape(groups, total.shape[1], -1)
+        total += np.matmul(rows, columns.transpose(0, 2, 1))
+    return total.reshape(shape)
 
 
 def conv_type(
@@ -167,6 +225,22 @@ def conv_reference(
     return (np.asarray(activate(y, attrs.activation, attrs.clamp), x.dtype),)
 
 
+def conv_vjp(call: VjpCall) -> Gradients:
+    attrs = call.attrs
+    x, weight = (at_least_float32(array) for array in call.inputs[:2] if array is not None)
+    grad = at_least_float32(activation_grad(call, conv_reference))
+    window = (attrs.stride, attrs.dilation)
+
+    def by_x() -> Array:
+        full = [size + sum(pair) for size, pair in zip(x.shape[2:], attrs.padding, strict=True)]
+        return unpad(convolve_transposed(grad, weight, full, *window, attrs.groups), attrs.padding, attrs.padding_mode)
+
+    def by_weight() -> Array:
+        return weight_grad(geometry.pad(x, attrs.padding, attrs.padding_mode), grad, weight.shape, *window)
+
+    return gradients(call, by_x, by_weight, lambda: per_channel(grad), lambda: grad)
+
+
 for _name, _attrs in (("conv1d", Conv1dAttrs), ("conv2d", Conv2dAttrs)):
     register(
         OpSpec(
@@ -181,9 +255,18 @@ for _name, _attrs in (("conv1d", Conv1dAttrs), ("conv2d", Conv2dAttrs)):
             channel_axis=0,
             onnx=("Conv",),
             kernel=_name,
+            vjp=conv_vjp,
         )
     )
 
 register(
-    OpSpec("conv3d", Conv3dAttrs, ("x", "weight", "bias?", "residual?"), conv_type, conv_reference, onnx=("Conv",))
+    OpSpec(
+        "conv3d",
+        Conv3dAttrs,
+        ("x", "weight", "bias?", "residual?"),
+        conv_type,
+        conv_reference,
+        onnx=("Conv",),
+        vjp=conv_vjp,
+    )
 )

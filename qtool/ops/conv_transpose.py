@@ -1,4 +1,4 @@
-"""Transposed convolutions, with PyTorch's attributes, and the folding of columns into pictures that they rest on."""
+"""Transposed convolutions, with PyTorch's attributes, and the folding of columns into pictures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from qtool.errors import DataError
 from qtool.ir import Array, Shape, TensorType
 from qtool.ops import geometry
-from qtool.ops.conv import LAYOUTS
+from qtool.ops.conv import LAYOUTS, convolve, convolve_transposed, fold, weight_grad
 from qtool.ops.dims import UNKNOWN, known, need_float, need_integers, need_rank, need_shape, same_size, spell
 from qtool.ops.dynamic import as_ints, ints_of, sizes_of
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
+from qtool.ops.vjp import Gradients, at_least_float32, grad_of, gradients, per_channel
 
 Types = tuple[TensorType, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -96,27 +95,29 @@ def _full(size: int, kernel: int, stride: int, dilation: int, extra: int) -> int
 
 
 def conv_transpose(attrs: ConvTransposeAttrs, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
-    batch, channels, *sizes = x.shape
-    kernel, groups = weight.shape[2:], attrs.groups
-    flat = weight.reshape(groups, channels // groups, -1).transpose(0, 2, 1)
-    columns = np.matmul(flat, x.reshape(batch, groups, channels // groups, -1))
-    columns = columns.reshape(batch, weight.shape[1] * groups, math.prod(kernel), *sizes)
-    axes = zip(sizes, kernel, attrs.stride, attrs.dilation, attrs.output_padding, strict=True)
-    y = fold(columns, kernel, [_full(*axis) for axis in axes], attrs.stride, attrs.dilation)
-    y = cut(y, attrs.padding)
+    axes = zip(x.shape[2:], weight.shape[2:], attrs.stride, attrs.dilation, attrs.output_padding, strict=True)
+    full = [_full(*axis) for axis in axes]
+    y = cut(convolve_transposed(x, weight, full, attrs.stride, attrs.dilation, attrs.groups), attrs.padding)
     if bias is not None:
-        y = y + bias.reshape(-1, *([1] * len(sizes)))
+        y = y + bias.reshape(-1, *([1] * len(full)))
     return (y,)
 
 
-def fold(
-    columns: Array, kernel: Sequence[int], full: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Array:
-    """Sums columns (N, C, taps, *windows) into (N, C, *full), each tap where its window has it."""
-    y = np.zeros((*columns.shape[:2], *full), columns.dtype)
-    for index, under in enumerate(geometry.taps(y, kernel, stride, dilation, columns.shape[3:])):
-        np.add(under, columns[:, :, index], out=under)
-    return y
+def conv_transpose_vjp(call: VjpCall) -> Gradients:
+    """Of a transposed convolution by x: a convolution; by the weight: that convolution's, with x and y changed over."""
+    attrs = call.attrs
+    x, weight = (at_least_float32(array) for array in call.inputs[:2] if array is not None)
+    grad = at_least_float32(grad_of(call))
+    whole = cut(grad, tuple((-before, -after) for before, after in attrs.padding))
+
+    def by_x() -> Array:
+        y = convolve(whole, weight, attrs.stride, attrs.dilation, attrs.groups)
+        return geometry.last_axes(y, map(slice, x.shape[2:]))  # output_padding may make room for more windows
+
+    def by_weight() -> Array:
+        return weight_grad(whole, x, weight.shape, attrs.stride, attrs.dilation)
+
+    return gradients(call, by_x, by_weight, lambda: per_channel(grad))
 
 
 def cut(y: Array, padding: Pairs) -> Array:
@@ -147,16 +148,36 @@ def _col2im_type(attrs: Col2ImAttrs, x: TensorType, image: TensorType, block: Te
 def col2im(attrs: Col2ImAttrs, x: Array, image: Array, block: Array) -> tuple[Array, ...]:
     """(N, C * taps, windows) -> (N, C, *image): what lies on one pixel is summed."""
     sizes, kernel = as_ints(image), as_ints(block)
-    rank = len(sizes)
-    strides, dilations = attrs.strides or (1,) * rank, attrs.dilations or (1,) * rank
-    pads = attrs.pads or (0,) * (2 * rank)
-    padding = tuple(zip(pads[:rank], pads[rank:], strict=True))
+    strides, dilations, padding = _columns_of(attrs, len(sizes))
     windows = tuple(map(geometry.conv_size, sizes, kernel, strides, padding, dilations))
     if x.shape[2] != math.prod(windows):
         raise DataError(f"got {x.shape[2]} windows, expected {math.prod(windows)}")
     columns = x.reshape(x.shape[0], -1, math.prod(kernel), *windows)
     full = [size + sum(pair) for size, pair in zip(sizes, padding, strict=True)]
     return (cut(fold(columns, kernel, full, strides, dilations), padding),)
+
+
+def _columns_of(attrs: Col2ImAttrs, rank: int) -> tuple[Sequence[int], Sequence[int], Pairs]:
+    """Strides, dilations and padding."""
+    pads = attrs.pads or (0,) * (2 * rank)
+    padding = tuple(zip(pads[:rank], pads[rank:], strict=True))
+    return attrs.strides or (1,) * rank, attrs.dilations or (1,) * rank, padding
+
+
+def col2im_vjp(call: VjpCall) -> Gradients:
+    x, image, block = call.inputs
+    assert x is not None
+    assert image is not None
+    assert block is not None
+    strides, dilations, padding = _columns_of(call.attrs, image.size)
+
+    def by_x() -> Array:
+        whole = geometry.pad(grad_of(call), padding)
+        view = geometry.windows(whole, as_ints(block), strides, dilations)
+        rank = image.size
+        return view.transpose(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank)).reshape(x.shape)
+
+    return gradients(call, by_x)
 
 
 for _rank, _attrs in ((1, ConvTranspose1dAttrs), (2, ConvTranspose2dAttrs), (3, ConvTranspose3dAttrs)):
@@ -173,6 +194,17 @@ for _rank, _attrs in ((1, ConvTranspose1dAttrs), (2, ConvTranspose2dAttrs), (3, 
             channel_axis=1,
             onnx=("ConvTranspose",),
             kernel=f"conv_transpose{_rank}d" if _rank < 3 else "",
+            vjp=conv_transpose_vjp,
         )
     )
-register(OpSpec("col2im", Col2ImAttrs, ("x", "image_shape", "block_shape"), _col2im_type, col2im, onnx=("Col2Im",)))
+register(
+    OpSpec(
+        "col2im",
+        Col2ImAttrs,
+        ("x", "image_shape", "block_shape"),
+        _col2im_type,
+        col2im,
+        onnx=("Col2Im",),
+        vjp=col2im_vjp,
+    )
+)

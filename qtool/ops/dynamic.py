@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,8 @@ from qtool.ops.dims import (
     same_size,
     spell,
 )
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, Vjp, register, require
+from qtool.ops.vjp import moving, reshaped, same
 
 Types = tuple[TensorType, ...]
 Ints = tuple[int, ...]
@@ -159,6 +161,10 @@ def _tile_type(_: NoAttrs, x: TensorType, repeats: TensorType) -> Types:
     times = sizes_of("repeats", repeats)
     require(len(times) == len(x.shape), f"{len(times)} repeats for x of shape {spell(x.shape)}", "one an axis")
     return like(x, tuple(product(pair) for pair in zip(x.shape, times, strict=True)))
+
+
+def tile(_: NoAttrs, x: Array, repeats: Array) -> tuple[Array, ...]:
+    return (np.tile(x, as_ints(repeats)),)
 
 
 def _axes(axes: TensorType | None, rank: int, count: int) -> Ints | None:
@@ -346,6 +352,15 @@ def center_crop_pad(attrs: CenterCropPadAttrs, x: Array, shape: Array) -> tuple[
     return (x,)
 
 
+VJPS: Mapping[str, Vjp] = {
+    **dict.fromkeys(("reshape_to", "squeeze_to", "unsqueeze_to", "flatten_to"), reshaped),
+    "expand": same,  # what was repeated is summed, as for all operators
+    "tile": moving(tile),
+    "slice_to": moving(slice_to),
+    "split_to": moving(split_to),
+    "pad_to": moving(pad_to, filler=2),
+    "center_crop_pad": moving(center_crop_pad),
+}
 for _spec in (
     OpSpec(
         "shape",
@@ -358,7 +373,7 @@ for _spec in (
     OpSpec("size", NoAttrs, ("x",), _size_type, lambda _, x: (np.array(x.size, np.int64),), onnx=("Size",)),
     OpSpec("reshape_to", ReshapeToAttrs, ("x", "shape"), _reshape_type, reshape_to, onnx=("Reshape",)),
     OpSpec("expand", NoAttrs, ("x", "shape"), _expand_type, expand, onnx=("Expand",)),
-    OpSpec("tile", NoAttrs, ("x", "repeats"), _tile_type, lambda _, x, n: (np.tile(x, as_ints(n)),), onnx=("Tile",)),
+    OpSpec("tile", NoAttrs, ("x", "repeats"), _tile_type, tile, onnx=("Tile",)),
     OpSpec("slice_to", NoAttrs, ("x", "starts", "ends", "axes?", "steps?"), _slice_type, slice_to, onnx=("Slice",)),
     OpSpec("split_to", SplitToAttrs, ("x", "split?"), _split_type, split_to, onnx=("Split",)),
     OpSpec("squeeze_to", NoAttrs, ("x", "axes?"), _squeeze_type, squeeze_to, onnx=("Squeeze",)),
@@ -374,4 +389,4 @@ for _spec in (
     OpSpec("pad_to", PadToAttrs, ("x", "pads", "constant_value?", "axes?"), _pad_type, pad_to, onnx=("Pad",)),
     OpSpec("center_crop_pad", CenterCropPadAttrs, ("x", "shape"), _crop_type, center_crop_pad, onnx=("CenterCropPad",)),
 ):
-    register(dataclasses.replace(_spec, empty=True))
+    register(dataclasses.replace(_spec, empty=True, vjp=VJPS.get(_spec.name)))

@@ -10,7 +10,8 @@ from qtool.errors import DataError
 from qtool.ir import Array, DType, TensorType
 from qtool.ops.activation import NoAttrs
 from qtool.ops.dims import need_float, need_rank, need_shape, spell
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, VjpCall, register, require
+from qtool.ops.vjp import Gradients, add_along, grad_of, gradients
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ def embedding(_: NoAttrs, ids: Array, weight: Array) -> tuple[Array, ...]:
     if ids.size and (ids.min() < 0 or ids.max() >= len(weight)):
         raise DataError(f"embedding: got ids from {ids.min()} to {ids.max()}, expected 0 to {len(weight) - 1}")
     return (weight[ids],)
+
+
+def embedding_vjp(call: VjpCall) -> Gradients:
+    ids, weight = call.inputs
+    assert ids is not None
+    assert weight is not None
+    rows, columns = weight.shape
+    return gradients(
+        call, None, lambda: add_along(grad_of(call).reshape(-1, columns), ids.reshape(-1).astype(np.int64), rows, 0)
+    )
 
 
 def embedding_rows_type(
@@ -80,5 +91,6 @@ register(
         reference=embedding,
         onnx=("Gather",),
         kernel="embedding",
+        vjp=embedding_vjp,
     )
 )

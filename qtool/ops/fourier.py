@@ -10,7 +10,8 @@ from qtool.errors import DataError
 from qtool.ir import Array, Dim, TensorType
 from qtool.ops.dims import UNKNOWN, axis_of, need_float, need_integers, product, spell
 from qtool.ops.dynamic import ints_of
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, VjpCall, register, require
+from qtool.ops.vjp import Gradients, grad_of, gradients
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,33 @@ def dft(attrs: DftAttrs, x: Array, length: Array | None = None, axis: Array | No
     return (np.stack([y.real, y.imag], -1).astype(x.dtype),)
 
 
-register(OpSpec("dft", DftAttrs, ("x", "dft_length?", "axis?"), dft_type, dft, onnx=("DFT",)))
+def dft_vjp(call: VjpCall) -> Gradients:
+    """The transpose of a transform is the one the other way, without its factor.
+
+    What ``onesided`` left out is 0; backward, each number of the half that it took stands for two, but for the ends.
+    """
+    x, length, axis = (*call.inputs, None, None)[:3]
+    assert x is not None
+    place = (-2 if axis is None else int(axis.reshape(-1)[0])) % x.ndim
+
+    def part() -> Array:
+        grad = np.moveaxis(grad_of(call).astype(np.float64), place, 0)
+        taken = x.shape[place]
+        count = taken if length is None else int(length.reshape(-1)[0])
+        if call.attrs.inverse and call.attrs.onesided:
+            count = len(grad)
+            found = np.fft.rfft(grad[..., 0], axis=0) / count
+            found[1 : (count + 1) // 2] *= 2
+        elif call.attrs.inverse:
+            found = np.fft.fft(grad[..., 0] + 1j * grad[..., 1], axis=0) / count
+        else:
+            found = np.fft.ifft(grad[..., 0] + 1j * grad[..., 1], count, axis=0) * count
+        whole = np.zeros((taken, *found.shape[1:]), np.complex128)  # the transform cut its input, or filled it up
+        whole[: len(found)] = found[:taken]
+        parts = [whole.real, whole.imag] if x.shape[-1] == 2 else [whole.real]
+        return np.moveaxis(np.stack(parts, -1), 0, place)
+
+    return gradients(call, part)
+
+
+register(OpSpec("dft", DftAttrs, ("x", "dft_length?", "axis?"), dft_type, dft, onnx=("DFT",), vjp=dft_vjp))

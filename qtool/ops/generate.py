@@ -14,7 +14,8 @@ from qtool.ops.activation import NoAttrs
 from qtool.ops.cast import dtype_named
 from qtool.ops.dims import UNKNOWN, axis_of, need_integers, need_numbers, product, spell
 from qtool.ops.dynamic import as_ints, ints_of, like, sizes_of
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, VjpCall, register, require
+from qtool.ops.vjp import Gradients, grad_of, gradients
 
 Types = tuple[TensorType, ...]
 MOST_ELEMENTS = 1 << 31
@@ -112,6 +113,19 @@ def one_hot(attrs: OneHotAttrs, indices: Array, depth: Array, values: Array) -> 
     return (np.where(places == np.where(wanted < 0, wanted + classes, wanted), values[1], values[0]),)
 
 
+def one_hot_vjp(call: VjpCall) -> Gradients:
+    indices, depth, _ = call.inputs
+    assert indices is not None
+    assert depth is not None
+
+    def by_values() -> Array:
+        (hot,) = one_hot(call.attrs, indices, depth, np.array([False, True]))
+        grad = grad_of(call)
+        return np.array([grad[~hot].sum(), grad[hot].sum()])
+
+    return gradients(call, None, None, by_values)
+
+
 def _eye_type(attrs: EyeAttrs, x: TensorType) -> Types:
     require(len(x.shape) == 2, f"x of shape {spell(x.shape)}", "two axes")
     return (TensorType(dtype_named(attrs.dtype) if attrs.dtype else x.dtype, x.shape),)
@@ -133,6 +147,11 @@ def trilu(attrs: TriluAttrs, x: Array, k: Array | None = None) -> tuple[Array, .
     rows, columns = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
     kept = columns - rows >= offset if attrs.upper else columns - rows <= offset
     return (np.where(kept, x, np.zeros((), x.dtype)),)
+
+
+def trilu_vjp(call: VjpCall) -> Gradients:
+    _, k = (*call.inputs, None)[:2]
+    return gradients(call, lambda: trilu(call.attrs, grad_of(call), k)[0])
 
 
 def _window_type(attrs: WindowAttrs, size: TensorType) -> Types:
@@ -161,8 +180,16 @@ _window("BlackmanWindow", "blackman_window", (0.42, -0.5, 0.08))
 for _spec in (
     OpSpec("constant_of_shape", FillAttrs, ("shape",), _fill_type, fill, onnx=("ConstantOfShape",)),
     OpSpec("range", NoAttrs, ("start", "limit", "delta"), _range_type, range_of, onnx=("Range",)),
-    OpSpec("one_hot", OneHotAttrs, ("indices", "depth", "values"), _one_hot_type, one_hot, onnx=("OneHot",)),
+    OpSpec(
+        "one_hot",
+        OneHotAttrs,
+        ("indices", "depth", "values"),
+        _one_hot_type,
+        one_hot,
+        onnx=("OneHot",),
+        vjp=one_hot_vjp,
+    ),
     OpSpec("eye_like", EyeAttrs, ("x",), _eye_type, eye_like, onnx=("EyeLike",)),
-    OpSpec("trilu", TriluAttrs, ("x", "k?"), _trilu_type, trilu, onnx=("Trilu",)),
+    OpSpec("trilu", TriluAttrs, ("x", "k?"), _trilu_type, trilu, onnx=("Trilu",), vjp=trilu_vjp),
 ):
     register(dataclasses.replace(_spec, empty=True))

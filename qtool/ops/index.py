@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qtool.errors import DataError
+from qtool.errors import DataError, ModelError
 from qtool.ir import Array, DType, Shape, TensorType
 from qtool.ops.activation import NoAttrs
 from qtool.ops.dims import UNKNOWN, axis_of, known, need_integers, need_same, product, same_shape, same_size, spell
 from qtool.ops.dynamic import like
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, add_along, grad_of, gradients, moving
 
 Types = tuple[TensorType, ...]
 Reduction = Literal["none", "add", "mul", "max", "min"]
@@ -104,16 +105,16 @@ def _elements_type(attrs: AxisAttrs, data: TensorType, indices: TensorType) -> T
     return like(data, indices.shape)
 
 
-def _element_index(indices: Array, axis: int, size: int) -> tuple[Array, ...]:
-    """The index of every element: its own position, but along ``axis`` what ``indices`` says."""
+def _own_index(attrs: AxisAttrs | ScatterElementsAttrs, data: Array, indices: Array) -> tuple[Array, ...]:
+    """The index of every element: its own position, but along the axis what ``indices`` says."""
+    axis = attrs.axis % data.ndim
     grid: list[Array] = list(np.indices(indices.shape, sparse=True))
-    grid[axis] = wrapped(indices, size)
+    grid[axis] = wrapped(indices, data.shape[axis])
     return tuple(grid)
 
 
 def gather_elements(attrs: AxisAttrs, data: Array, indices: Array) -> tuple[Array, ...]:
-    axis = attrs.axis % data.ndim
-    return (data[_element_index(indices, axis, data.shape[axis])],)
+    return (data[_own_index(attrs, data, indices)],)
 
 
 def _gather_nd_type(attrs: GatherNdAttrs, data: TensorType, indices: TensorType) -> Types:
@@ -148,8 +149,11 @@ def _scatter_nd_type(_: ScatterNdAttrs, data: TensorType, indices: TensorType, u
 
 
 def scatter_nd(attrs: ScatterNdAttrs, data: Array, indices: Array, updates: Array) -> tuple[Array, ...]:
-    index = tuple(wrapped(indices[..., i], data.shape[i]) for i in range(indices.shape[-1]))
-    return (_scattered(data, index, updates, attrs.reduction),)
+    return (_scattered(data, _row_index(attrs, data, indices), updates, attrs.reduction),)
+
+
+def _row_index(_: ScatterNdAttrs, data: Array, indices: Array) -> tuple[Array, ...]:
+    return tuple(wrapped(indices[..., i], data.shape[i]) for i in range(indices.shape[-1]))
 
 
 def _scattered(data: Array, index: tuple[Array, ...], updates: Array, reduction: str) -> Array:
@@ -174,9 +178,7 @@ def _scatter_elements_type(
 
 
 def scatter_elements(attrs: ScatterElementsAttrs, data: Array, indices: Array, updates: Array) -> tuple[Array, ...]:
-    axis = attrs.axis % data.ndim
-    index = _element_index(indices, axis, data.shape[axis])
-    return (_scattered(data, index, updates, attrs.reduction),)
+    return (_scattered(data, _own_index(attrs, data, indices), updates, attrs.reduction),)
 
 
 def _non_zero_type(_: NoAttrs, x: TensorType) -> Types:
@@ -262,13 +264,65 @@ def tensor_scatter(
 ) -> tuple[Array, ...]:
     """Writes each sample's update behind its write index; around the end in the mode "circular"."""
     y = np.moveaxis(cache.copy(), attrs.axis, 1)
-    new = np.moveaxis(update, attrs.axis, 1)
-    starts = np.zeros(len(y), np.int64) if indices is None else indices.astype(np.int64)
-    places = starts[:, None] + np.arange(new.shape[1])
-    if attrs.mode == "circular":
-        places = places % y.shape[1]
-    y[np.arange(len(y))[:, None], wrapped(places, y.shape[1])] = new
+    y[np.arange(len(y))[:, None], _written(attrs, cache, update, indices)] = np.moveaxis(update, attrs.axis, 1)
     return (np.moveaxis(y, 1, attrs.axis),)
+
+
+def _written(attrs: TensorScatterAttrs, cache: Array, update: Array, indices: Array | None) -> Array:
+    """Where along the axis each step of each sample's update goes; (batch, steps)."""
+    size = cache.shape[attrs.axis]
+    starts = np.zeros(len(cache), np.int64) if indices is None else indices.astype(np.int64)
+    places = starts[:, None] + np.arange(update.shape[attrs.axis])
+    return wrapped(places % size if attrs.mode == "circular" else places, size)
+
+
+def gather_vjp(call: VjpCall) -> Gradients:
+    data, indices = call.inputs
+    assert data is not None
+    assert indices is not None
+    axis, grad = call.attrs.axis % data.ndim, grad_of(call)
+
+    def part() -> Array:
+        places = wrapped(indices, data.shape[axis]).reshape(-1)
+        flat = grad.reshape(*data.shape[:axis], places.size, *data.shape[axis + 1 :])
+        return add_along(flat, places, data.shape[axis], axis)
+
+    return gradients(call, part)
+
+
+def _scattering(scatter: Callable[..., tuple[Array, ...]], index: Callable[..., tuple[Array, ...]]) -> Vjp:
+    """Each update gets what its place gets, as in PyTorch, even where another one took the place later."""
+
+    def vjp(call: VjpCall) -> Gradients:
+        data, indices, updates = call.inputs
+        assert data is not None
+        attrs, grad = call.attrs, grad_of(call)
+        places = index(attrs, data, indices)
+        if attrs.reduction == "add":
+            return gradients(call, lambda: grad, None, lambda: grad[places])
+        if attrs.reduction == "none":
+            (kept,) = scatter(attrs, np.ones(data.shape, grad.dtype), indices, np.zeros_like(updates))
+            return gradients(call, lambda: grad * kept, None, lambda: grad[places])
+        raise ModelError(f"got the reduction {attrs.reduction!r} of updates, expected none or add to differentiate")
+
+    return vjp
+
+
+def tensor_scatter_vjp(call: VjpCall) -> Gradients:
+    cache, update, indices = (*call.inputs, None)[:3]
+    assert cache is not None
+    assert update is not None
+    attrs, grad = call.attrs, grad_of(call)
+
+    def by_cache() -> Array:
+        (kept,) = tensor_scatter(attrs, np.ones(cache.shape, grad.dtype), np.zeros_like(update, grad.dtype), indices)
+        return np.asarray(grad * kept)
+
+    def by_update() -> Array:
+        rows, places = np.moveaxis(grad, attrs.axis, 1), _written(attrs, cache, update, indices)
+        return np.moveaxis(rows[np.arange(len(rows))[:, None], places], 1, attrs.axis)
+
+    return gradients(call, by_cache, by_update)
 
 
 def _register(
@@ -277,28 +331,42 @@ def _register(
     inputs: tuple[str, ...],
     infer: Callable[..., Types],
     function: Callable[..., tuple[Array, ...]],
-    name: str = "",
+    vjp: Vjp | None = None,
     kernel: str = "",
 ) -> None:
-    spec = OpSpec(name or function.__name__, attrs, inputs, infer, function, onnx=(onnx,), kernel=kernel)
+    spec = OpSpec(function.__name__, attrs, inputs, infer, function, onnx=(onnx,), kernel=kernel, vjp=vjp)
     register(dataclasses.replace(spec, empty=True))
 
 
-_register("Gather", AxisAttrs, ("data", "indices"), _gather_type, gather, kernel="gather")
-_register("GatherElements", AxisAttrs, ("data", "indices"), _elements_type, gather_elements)
-_register("GatherND", GatherNdAttrs, ("data", "indices"), _gather_nd_type, gather_nd)
-_register("ScatterND", ScatterNdAttrs, ("data", "indices", "updates"), _scatter_nd_type, scatter_nd)
+ELEMENTS = ("data", "indices", "updates")
+_register("Gather", AxisAttrs, ("data", "indices"), _gather_type, gather, gather_vjp, "gather")
+_register("GatherElements", AxisAttrs, ("data", "indices"), _elements_type, gather_elements, moving(gather_elements))
+_register("GatherND", GatherNdAttrs, ("data", "indices"), _gather_nd_type, gather_nd, moving(gather_nd))
+_register("ScatterND", ScatterNdAttrs, ELEMENTS, _scatter_nd_type, scatter_nd, _scattering(scatter_nd, _row_index))
 _register(
-    "ScatterElements", ScatterElementsAttrs, ("data", "indices", "updates"), _scatter_elements_type, scatter_elements
+    "ScatterElements",
+    ScatterElementsAttrs,
+    ELEMENTS,
+    _scatter_elements_type,
+    scatter_elements,
+    _scattering(scatter_elements, _own_index),
 )
 _register("NonZero", NoAttrs, ("x",), _non_zero_type, non_zero)
-_register("Compress", MaybeAxisAttrs, ("x", "condition"), _compress_type, compress)
+_register("Compress", MaybeAxisAttrs, ("x", "condition"), _compress_type, compress, moving(compress))
 _register("Unique", UniqueAttrs, ("x",), _unique_type, unique)
-_register("ReverseSequence", ReverseSequenceAttrs, ("x", "sequence_lens"), _reverse_type, reverse_sequence)
+_register(
+    "ReverseSequence",
+    ReverseSequenceAttrs,
+    ("x", "sequence_lens"),
+    _reverse_type,
+    reverse_sequence,
+    moving(reverse_sequence),
+)
 _register(
     "TensorScatter",
     TensorScatterAttrs,
     ("past_cache", "update", "write_indices?"),
     _tensor_scatter_type,
     tensor_scatter,
+    tensor_scatter_vjp,
 )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from qtool.ir import Array, Shape, TensorType
-from qtool.ops.activation import Activation, NoAttrs, activate, check_activation
+from qtool.ops.activation import Activation, NoAttrs, activate, activation_grad, check_activation
 from qtool.ops.dims import broadcast, known, need_float, need_numbers, need_rank, need_shape, same_size, spell
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
+from qtool.ops.vjp import Gradients, at_least_float32, grad_of, gradients, unbroadcast
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,22 @@ def linear_reference(
     return (activate(y, attrs.activation, attrs.clamp),)
 
 
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def linear_vjp(call: VjpCall) -> Gradients:
+    x, weight = (at_least_float32(array) for array in call.inputs[:2] if array is not None)
+    grad = at_least_float32(activation_grad(call, linear_reference))
+    return gradients(
+        call,
+        lambda: np.matmul(grad, weight),
+        lambda: np.matmul(_rows(grad).T, _rows(x)),
+        lambda: _rows(grad).sum(0),
+        lambda: grad,
+    )
+
+
 def dynamic_type(
     attrs: LinearDynamicAttrs, x: TensorType, weight: TensorType, bias: TensorType | None = None
 ) -> tuple[TensorType, ...]:
@@ -87,6 +104,25 @@ def matmul_type(_: NoAttrs, a: TensorType, b: TensorType) -> tuple[TensorType, .
     return (TensorType(a.dtype, (*broadcast(left[:-2], right[:-2]), *rows, *columns)),)
 
 
+def matmul_vjp(call: VjpCall) -> Gradients:
+    a, b = (at_least_float32(array) for array in call.inputs if array is not None)
+    left, right = a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None]
+    grad = at_least_float32(grad_of(call))
+    grad = grad if b.ndim > 1 else grad[..., None]
+    grad = grad if a.ndim > 1 else grad[..., None, :]
+
+    def by_a() -> Array:
+        found = unbroadcast(np.matmul(grad, np.swapaxes(right, -1, -2)), left.shape)
+        return found.reshape(a.shape)
+
+    def by_b() -> Array:
+        if right.ndim == 2:  # one product for all leading axes
+            return np.asarray(np.matmul(_rows(left).T, _rows(grad))).reshape(b.shape)
+        return unbroadcast(np.matmul(np.swapaxes(left, -1, -2), grad), right.shape)
+
+    return gradients(call, by_a, by_b)
+
+
 register(
     OpSpec(
         name="linear",
@@ -100,6 +136,7 @@ register(
         channel_axis=0,
         onnx=("Gemm",),
         kernel="linear",
+        vjp=linear_vjp,
     )
 )
 register(
@@ -127,5 +164,6 @@ register(
         rule=QuantRule.FREE,
         onnx=("MatMul",),
         kernel="matmul",
+        vjp=matmul_vjp,
     )
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from qtool.errors import DataError
 from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops.activation import NoAttrs
 from qtool.ops.dims import broadcast, need_float, need_numbers, need_rank, same_size, spell
 from qtool.ops.dynamic import like
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, VjpCall, register, require
+from qtool.ops.vjp import Gradients, at_least_float32, grad_of, gradients, unbroadcast
 
 Types = tuple[TensorType, ...]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -124,6 +127,82 @@ def det(_: NoAttrs, x: Array) -> tuple[Array, ...]:
     return (np.asarray(np.linalg.det(x.astype(np.float64)), x.dtype),)
 
 
-register(OpSpec("gemm", GemmAttrs, ("a", "b", "c?"), _gemm_type, gemm, onnx=("Gemm",), empty=True))
-register(OpSpec("einsum", EinsumAttrs, ("tensors*",), _einsum_type, einsum, onnx=("Einsum",), empty=True))
-register(OpSpec("det", NoAttrs, ("x",), _det_type, det, onnx=("Det",)))
+def gemm_vjp(call: VjpCall) -> Gradients:
+    attrs = call.attrs
+    a, b = (at_least_float32(array) for array in call.inputs[:2] if array is not None)
+    left, right = a.T if attrs.transA else a, b.T if attrs.transB else b
+    grad = at_least_float32(grad_of(call))
+    scaled = grad if attrs.alpha == 1 else grad * grad.dtype.type(attrs.alpha)
+
+    def by_a() -> Array:
+        found = np.asarray(np.matmul(scaled, right.T))
+        return found.T if attrs.transA else found
+
+    def by_b() -> Array:
+        found = np.asarray(np.matmul(left.T, scaled))
+        return found.T if attrs.transB else found
+
+    return gradients(call, by_a, by_b, lambda: grad * grad.dtype.type(attrs.beta))
+
+
+def _spelled(terms: Terms, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The terms of inputs and output with letters of their own for the axes of an ellipsis, which end together."""
+    used = {letter for term in terms.inputs for letter in term}
+    spare = "".join(letter for letter in LETTERS if letter not in used)
+    counts = [rank - len(term) + 1 if "..." in term else 0 for term, rank in zip(terms.inputs, ranks, strict=True)]
+    most = max(counts)
+    inputs = [
+        "".join(term).replace("...", spare[most - count : most])
+        for term, count in zip(terms.inputs, counts, strict=True)
+    ]
+    return inputs, "".join(terms.output).replace("...", spare[:most])
+
+
+def einsum_vjp(call: VjpCall) -> Gradients:
+    """By one tensor: the sum of products of all others and the output's derivative, over what the tensor has not."""
+    tensors = [array for array in call.inputs if array is not None]
+    terms, output = _spelled(terms_of(call.attrs.equation, len(tensors)), [tensor.ndim for tensor in tensors])
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        for letter, size in zip(term, tensor.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+
+    def by(position: int) -> Array:
+        term, tensor = terms[position], tensors[position]
+        others = [i for i in range(len(tensors)) if i != position]
+        given = [output, *(terms[i] for i in others)]
+        single = "".join(dict.fromkeys(term))  # a letter that comes twice is a diagonal
+        summed = "".join(letter for letter in single if any(letter in each for each in given))
+        part = np.einsum(f"{','.join(given)}->{summed}", grad_of(call), *(tensors[i] for i in others))
+        part = part[tuple(slice(None) if letter in summed else None for letter in single)]
+        part = np.broadcast_to(part, [sizes[letter] for letter in single])
+        if single == term:
+            return part
+        found = np.zeros(tensor.shape, part.dtype)
+        diagonal = np.einsum(f"{term}->{single}", found)  # a view that can be written to
+        diagonal[...] = unbroadcast(part, diagonal.shape)
+        return found
+
+    return gradients(call, *[lambda i=i: by(i) for i in range(len(tensors))])
+
+
+def det_vjp(call: VjpCall) -> Gradients:
+    """det(x) times the transposed inverse; DataError where there is none."""
+    (x,) = call.inputs
+    assert x is not None
+
+    def part() -> Array:
+        try:
+            inverse = np.linalg.inv(x.astype(np.float64))
+        except np.linalg.LinAlgError:
+            raise DataError("det: got a singular matrix, expected one with an inverse, to differentiate") from None
+        return np.asarray((grad_of(call) * call.outputs[0])[..., None, None] * np.swapaxes(inverse, -1, -2))
+
+    return gradients(call, part)
+
+
+register(OpSpec("gemm", GemmAttrs, ("a", "b", "c?"), _gemm_type, gemm, onnx=("Gemm",), empty=True, vjp=gemm_vjp))
+register(
+    OpSpec("einsum", EinsumAttrs, ("tensors*",), _einsum_type, einsum, onnx=("Einsum",), empty=True, vjp=einsum_vjp)
+)
+register(OpSpec("det", NoAttrs, ("x",), _det_type, det, onnx=("Det",), vjp=det_vjp))

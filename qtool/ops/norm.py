@@ -8,7 +8,8 @@ import numpy as np
 
 from qtool.ir import Array, TensorType
 from qtool.ops.dims import need_float, need_shape, same_shape, spell
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
+from qtool.ops.vjp import Gradients, at_least_float32, grad_of, gradients, per_channel
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,50 @@ def layer_norm_reference(
     return (np.asarray(y, x.dtype),)
 
 
+def batch_norm_vjp(call: VjpCall) -> Gradients:
+    """With mean and variance as the inputs that they are at inference, not functions of x."""
+    x, mean, var, weight, _ = (*call.inputs, None, None)[:5]
+    assert x is not None
+    assert mean is not None
+    assert var is not None
+    column = (-1, *([1] * (x.ndim - 2)))
+    grad = at_least_float32(grad_of(call))
+    inverse = 1 / np.sqrt(at_least_float32(var) + grad.dtype.type(call.attrs.eps))
+    slope = inverse if weight is None else inverse * weight
+
+    def moment() -> Array:
+        """By each channel, the sum of the derivative times the distance from the mean."""
+        return per_channel(grad * (x - mean.reshape(column)))
+
+    return gradients(
+        call,
+        lambda: grad * slope.reshape(column),
+        lambda: -slope * per_channel(grad),
+        lambda: -0.5 * slope * np.square(inverse) * moment(),
+        lambda: inverse * moment(),
+        lambda: per_channel(grad),
+    )
+
+
+def standardized_grad(x: Array, grad: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array]:
+    """The derivative by x of y = (x - mean) / sqrt(variance + epsilon), from that by y; and y. Both float64."""
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=axes, keepdims=True)
+    inverse = 1 / np.sqrt(np.square(centred).mean(axis=axes, keepdims=True) + epsilon)
+    y = centred * inverse
+    along = (grad * y).mean(axis=axes, keepdims=True)
+    return np.asarray(inverse * (grad - grad.mean(axis=axes, keepdims=True) - y * along)), np.asarray(y)
+
+
+def layer_norm_vjp(call: VjpCall) -> Gradients:
+    x, weight = (*call.inputs, None)[:2]
+    assert x is not None
+    grad = grad_of(call).astype(np.float64)
+    axes = tuple(range(-len(call.attrs.normalized_shape), 0))
+    by_x, y = standardized_grad(x, grad if weight is None else grad * weight, axes, call.attrs.eps)
+    return gradients(call, lambda: by_x, lambda: grad * y, lambda: grad)
+
+
 register(
     OpSpec(
         name="batch_norm",
@@ -97,6 +142,7 @@ register(
         reference=batch_norm_reference,
         onnx=("BatchNormalization",),
         kernel="batch_norm",
+        vjp=batch_norm_vjp,
     )
 )
 register(
@@ -109,5 +155,6 @@ register(
         rule=QuantRule.FREE,
         onnx=("LayerNormalization",),
         kernel="layer_norm",
+        vjp=layer_norm_vjp,
     )
 )

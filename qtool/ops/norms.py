@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from qtool.ir import Array, DType, TensorType
 from qtool.ops.dims import axes_of, axis_of, broadcast, need_float, need_shape, spell
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.norm import standardized_grad
+from qtool.ops.registry import Attrs, OpSpec, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, grad_of, gradients, per_channel
 
 Types = tuple[TensorType, ...]
 
@@ -138,14 +141,15 @@ def _lrn_type(attrs: LrnAttrs, x: TensorType) -> Types:
     return (TensorType(x.dtype, x.shape),)
 
 
+def _around(x: Array, before: int, behind: int) -> Array:
+    """The sum of so many channels before and behind each one, and of itself."""
+    ends = [(max(c - before, 0), c + behind + 1) for c in range(x.shape[1])]
+    return np.stack([x[:, start:end].sum(axis=1) for start, end in ends], axis=1)
+
+
 def lrn(attrs: LrnAttrs, x: Array) -> tuple[Array, ...]:
-    channels = x.shape[1]
     before, behind = (attrs.size - 1) // 2, math.ceil((attrs.size - 1) / 2)
-    square = np.square(x.astype(np.float64))
-    sums = np.stack(
-        [square[:, max(c - before, 0) : c + behind + 1].sum(axis=1) for c in range(channels)],
-        axis=1,
-    )
+    sums = _around(np.square(x.astype(np.float64)), before, behind)
     return (np.asarray(x / (attrs.bias + attrs.alpha / attrs.size * sums) ** attrs.beta, x.dtype),)
 
 
@@ -176,20 +180,130 @@ def mean_variance_normalization(attrs: MvnAttrs, x: Array) -> tuple[Array, ...]:
     return (np.asarray((wide - mean) / (np.sqrt(square - mean * mean) + 1e-9), x.dtype),)
 
 
+def _wide(call: VjpCall) -> tuple[Array, Array]:
+    """x and the derivative by y in float64."""
+    x = call.inputs[0]
+    assert x is not None
+    return x.astype(np.float64), grad_of(call).astype(np.float64)
+
+
+def _channel_vjp(group: Callable[[Any, Array], Array]) -> Vjp:
+    """``group`` brings an array to (N, groups, elements of a group)."""
+
+    def vjp(call: VjpCall) -> Gradients:
+        x, grad = _wide(call)
+        scale = call.inputs[1]
+        assert scale is not None
+        scaled = grad * scale.reshape(-1, *([1] * (x.ndim - 2)))
+        by_x, y = standardized_grad(group(call.attrs, x), group(call.attrs, scaled), (2,), call.attrs.epsilon)
+        return gradients(
+            call,
+            lambda: by_x.reshape(x.shape),
+            lambda: per_channel(grad * y.reshape(x.shape)),
+            lambda: per_channel(grad),
+        )
+
+    return vjp
+
+
+def layer_normalization_vjp(call: VjpCall) -> Gradients:
+    """Mean and 1 / sqrt(variance + epsilon) are differentiated as well."""
+    x, grad = _wide(call)
+    scale = call.inputs[1]
+    assert scale is not None
+    axes = tuple(range(call.attrs.axis % x.ndim, x.ndim))
+    by_x, y = standardized_grad(x, grad * scale, axes, call.attrs.epsilon)
+
+    def part() -> Array:
+        count = math.prod(x.shape[axis] for axis in axes)
+        inverse = 1 / np.sqrt(x.var(axis=axes, keepdims=True) + call.attrs.epsilon)
+        statistics = grad_of(call, 1) - grad_of(call, 2) * y * np.square(inverse)
+        return np.asarray(by_x + statistics / count)
+
+    return gradients(call, part, lambda: grad * y, lambda: grad)
+
+
+def rms_norm_vjp(call: VjpCall) -> Gradients:
+    x, grad = _wide(call)
+    scale = call.inputs[1]
+    assert scale is not None
+    axes = tuple(range(call.attrs.axis % x.ndim, x.ndim))
+    inverse = 1 / np.sqrt(np.square(x).mean(axis=axes, keepdims=True) + call.attrs.epsilon)
+    y, scaled = x * inverse, grad * scale
+    return gradients(
+        call,
+        lambda: inverse * (scaled - y * (scaled * y).mean(axis=axes, keepdims=True)),
+        lambda: grad * y,
+    )
+
+
+def lrn_vjp(call: VjpCall) -> Gradients:
+    x, grad = _wide(call)
+    attrs = call.attrs
+    before, behind = (attrs.size - 1) // 2, math.ceil((attrs.size - 1) / 2)
+    alpha = attrs.alpha / attrs.size
+
+    def part() -> Array:
+        base = attrs.bias + alpha * _around(np.square(x), before, behind)
+        shared = _around(grad * x * base ** (-attrs.beta - 1), behind, before)
+        return np.asarray(grad * base**-attrs.beta - 2 * alpha * attrs.beta * x * shared)
+
+    return gradients(call, part)
+
+
+def lp_normalization_vjp(call: VjpCall) -> Gradients:
+    x, grad = _wide(call)
+    axis, p = call.attrs.axis, call.attrs.p
+
+    def part() -> Array:
+        norm = (np.abs(x) ** p).sum(axis=axis, keepdims=True) ** (1 / p)
+        norm = np.where(norm == 0, 1, norm)
+        slope = np.sign(x) if p == 1 else x / norm  # of the norm itself
+        return np.asarray(grad / norm - slope * (grad * x).sum(axis=axis, keepdims=True) / np.square(norm))
+
+    return gradients(call, part)
+
+
+def mvn_vjp(call: VjpCall) -> Gradients:
+    x, grad = _wide(call)
+    axes = call.attrs.axes
+
+    def part() -> Array:
+        centred = x - x.mean(axis=axes, keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean(axis=axes, keepdims=True))
+        divisor = deviation + 1e-9
+        slope = centred / np.where(deviation == 0, 1, deviation)  # of the deviation, times the number of elements
+        found = grad / divisor - slope * (grad * centred).mean(axis=axes, keepdims=True) / np.square(divisor)
+        return np.asarray(found - found.mean(axis=axes, keepdims=True))
+
+    return gradients(call, part)
+
+
 def _register(
     onnx: str,
     attrs: type[Attrs],
     inputs: tuple[str, ...],
     infer: Callable[..., Types],
     function: Callable[..., tuple[Array, ...]],
+    vjp: Vjp,
 ) -> None:
-    register(OpSpec(function.__name__, attrs, inputs, infer, function, onnx=(onnx,)))
+    register(OpSpec(function.__name__, attrs, inputs, infer, function, onnx=(onnx,), vjp=vjp))
 
 
-_register("InstanceNormalization", EpsilonAttrs, ("x", "scale", "bias"), _channel_type, instance_norm)
-_register("GroupNormalization", GroupNormAttrs, ("x", "scale", "bias"), _channel_type, group_norm)
-_register("LayerNormalization", TailNormAttrs, ("x", "scale", "bias?"), _tail_type, layer_normalization)
-_register("RMSNormalization", TailNormAttrs, ("x", "scale"), _rms_type, rms_norm)
-_register("LRN", LrnAttrs, ("x",), _lrn_type, lrn)
-_register("LpNormalization", LpNormalizationAttrs, ("x",), _lp_type, lp_normalization)
-_register("MeanVarianceNormalization", MvnAttrs, ("x",), _mvn_type, mean_variance_normalization)
+def _instances(_: EpsilonAttrs, x: Array) -> Array:
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _groups(attrs: GroupNormAttrs, x: Array) -> Array:
+    return x.reshape(x.shape[0], attrs.num_groups, -1)
+
+
+CHANNELS = ("x", "scale", "bias")
+TAIL = ("x", "scale", "bias?")
+_register("InstanceNormalization", EpsilonAttrs, CHANNELS, _channel_type, instance_norm, _channel_vjp(_instances))
+_register("GroupNormalization", GroupNormAttrs, CHANNELS, _channel_type, group_norm, _channel_vjp(_groups))
+_register("LayerNormalization", TailNormAttrs, TAIL, _tail_type, layer_normalization, layer_normalization_vjp)
+_register("RMSNormalization", TailNormAttrs, ("x", "scale"), _rms_type, rms_norm, rms_norm_vjp)
+_register("LRN", LrnAttrs, ("x",), _lrn_type, lrn, lrn_vjp)
+_register("LpNormalization", LpNormalizationAttrs, ("x",), _lp_type, lp_normalization, lp_normalization_vjp)
+_register("MeanVarianceNormalization", MvnAttrs, ("x",), _mvn_type, mean_variance_normalization, mvn_vjp)

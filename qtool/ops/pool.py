@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ import numpy as np
 from qtool.ir import Array, Shape, TensorType
 from qtool.ops import geometry
 from qtool.ops.dims import UNKNOWN, need_float, need_rank, spell
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, apply_along, grad_of, gradients, unpad
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,15 @@ def _output_sizes(attrs: PoolAttrs, sizes: Sequence[int], dilation: Sequence[int
 def _pad_for(attrs: PoolAttrs, x: Array, dilation: Sequence[int], out: Sequence[int], value: float) -> Array:
     """Pads so that every window lies inside: behind, as far as the last one reaches, which with ceil_mode may be more
     than the padding."""
-    axes = zip(x.shape[2:], attrs.kernel_size, attrs.stride, attrs.padding, dilation, out, strict=True)
-    needed = (
+    return geometry.pad(x, _needed(attrs, x.shape[2:], dilation, out), value=value)
+
+
+def _needed(attrs: PoolAttrs, sizes: Sequence[int], dilation: Sequence[int], out: Sequence[int]) -> geometry.Padding:
+    axes = zip(sizes, attrs.kernel_size, attrs.stride, attrs.padding, dilation, out, strict=True)
+    return tuple(
         (before, max((count - 1) * stride + geometry.extent(kernel, step) - size - before, 0))
         for size, kernel, stride, (before, _), step, count in axes
     )
-    return geometry.pad(x, tuple(needed), value=value)
 
 
 def pool_type(attrs: PoolAttrs, x: TensorType) -> tuple[TensorType, ...]:
@@ -203,24 +208,122 @@ def _spatial(x: TensorType, rank: int) -> Shape:
     return x.shape[2:]
 
 
+def _pooled(call: VjpCall) -> tuple[Array, Array]:
+    """x and the derivative by y."""
+    (x,) = call.inputs
+    assert x is not None
+    return x, grad_of(call)
+
+
+def max_pool_vjp(call: VjpCall) -> Gradients:
+    """The first of the largest in a window gets all, as in PyTorch."""
+    x, grad = _pooled(call)
+    attrs, y = call.attrs, call.outputs[0]
+    out = y.shape[2:]
+    window = (attrs.kernel_size, attrs.stride, attrs.dilation, out)
+
+    def part() -> Array:
+        padded = _pad_for(attrs, x, attrs.dilation, out, -np.inf)
+        found, free = np.zeros(padded.shape, grad.dtype), np.ones(y.shape, np.bool_)
+        for under, target in zip(geometry.taps(padded, *window), geometry.taps(found, *window), strict=True):
+            chosen = free & (under == y)
+            free &= ~chosen
+            np.add(target, np.where(chosen, grad, 0), out=target)
+        return unpad(found, _needed(attrs, x.shape[2:], attrs.dilation, out))
+
+    return gradients(call, part)
+
+
+def avg_pool_vjp(call: VjpCall) -> Gradients:
+    x, grad = _pooled(call)
+    attrs, out = call.attrs, grad.shape[2:]
+    ones = (1,) * len(out)
+
+    def part() -> Array:
+        padding = _needed(attrs, x.shape[2:], ones, out)
+        share = grad / window_divisors(attrs, x.shape[2:]).astype(grad.dtype)
+        sizes = [size + sum(pair) for size, pair in zip(x.shape[2:], padding, strict=True)]
+        found = np.zeros((*x.shape[:2], *sizes), grad.dtype)
+        for target in geometry.taps(found, attrs.kernel_size, attrs.stride, ones, out):
+            np.add(target, share, out=target)
+        return unpad(found, padding)
+
+    return gradients(call, part)
+
+
+def adaptive_avg_pool_vjp(call: VjpCall) -> Gradients:
+    x, grad = _pooled(call)
+    sizes, bins = x.shape[2:], call.attrs.output_size
+
+    def part() -> Array:
+        share: Array = grad / adaptive_counts(sizes, bins).astype(grad.dtype)
+        for axis, (size, count) in enumerate(zip(sizes, bins, strict=True), 2):
+            covered = np.zeros((size, count), grad.dtype)
+            for number, (start, end) in enumerate(geometry.adaptive_bins(size, count)):
+                covered[start:end, number] = 1
+            share = apply_along(share, covered, axis)
+        return share
+
+    return gradients(call, part)
+
+
+def adaptive_max_pool_vjp(call: VjpCall) -> Gradients:
+    """The first of the largest in a bin, row by row, gets all, as in PyTorch."""
+    x, grad = _pooled(call)
+    planes = x.reshape(-1, *x.shape[2:])
+    bins = [geometry.adaptive_bins(*axis) for axis in zip(x.shape[2:], call.attrs.output_size, strict=True)]
+
+    def part() -> Array:
+        found = np.zeros(planes.shape, grad.dtype)
+        every = np.arange(len(planes))
+        for place, ends in zip(np.ndindex(*grad.shape[2:]), itertools.product(*bins), strict=True):
+            window = geometry.last_axes(planes, [slice(*pair) for pair in ends])
+            best = np.unravel_index(window.reshape(len(planes), -1).argmax(1), window.shape[1:])
+            index = (every, *(position + start for position, (start, _) in zip(best, ends, strict=True)))
+            found[index] += grad[(..., *place)].reshape(-1)
+        return found.reshape(x.shape)
+
+    return gradients(call, part)
+
+
 def _pool(
     name: str,
     attrs: type[Attrs],
     infer: Callable[..., tuple[TensorType, ...]],
     function: Callable[..., Array],
-    onnx: tuple[str, ...],
+    onnx: str,
+    vjp: Vjp,
 ) -> None:
     def reference(attrs: Attrs, x: Array) -> tuple[Array, ...]:
         return (function(attrs, x),)
 
-    register(OpSpec(name, attrs, ("x",), infer, reference, QuantRule.SAME_AS_INPUT, onnx=onnx, kernel=name))
+    rule = QuantRule.SAME_AS_INPUT
+    register(OpSpec(name, attrs, ("x",), infer, reference, rule, onnx=(onnx,), kernel=name, vjp=vjp))
 
 
-_pool("max_pool1d", MaxPool1dAttrs, pool_type, max_pool, ("MaxPool",))
-_pool("max_pool2d", MaxPool2dAttrs, pool_type, max_pool, ("MaxPool",))
-_pool("avg_pool1d", AvgPool1dAttrs, pool_type, avg_pool, ("AveragePool",))
-_pool("avg_pool2d", AvgPool2dAttrs, pool_type, avg_pool, ("AveragePool",))
-_pool("adaptive_avg_pool1d", AdaptivePool1dAttrs, adaptive_type, adaptive_avg_pool, ("GlobalAveragePool",))
-_pool("adaptive_avg_pool2d", AdaptivePool2dAttrs, adaptive_type, adaptive_avg_pool, ("GlobalAveragePool",))
-_pool("adaptive_max_pool1d", AdaptivePool1dAttrs, adaptive_type, adaptive_max_pool, ("GlobalMaxPool",))
-_pool("adaptive_max_pool2d", AdaptivePool2dAttrs, adaptive_type, adaptive_max_pool, ("GlobalMaxPool",))
+_pool("max_pool1d", MaxPool1dAttrs, pool_type, max_pool, "MaxPool", max_pool_vjp)
+_pool("max_pool2d", MaxPool2dAttrs, pool_type, max_pool, "MaxPool", max_pool_vjp)
+_pool("avg_pool1d", AvgPool1dAttrs, pool_type, avg_pool, "AveragePool", avg_pool_vjp)
+_pool("avg_pool2d", AvgPool2dAttrs, pool_type, avg_pool, "AveragePool", avg_pool_vjp)
+_pool(
+    "adaptive_avg_pool1d",
+    AdaptivePool1dAttrs,
+    adaptive_type,
+    adaptive_avg_pool,
+    "GlobalAveragePool",
+    adaptive_avg_pool_vjp,
+)
+_pool(
+    "adaptive_avg_pool2d",
+    AdaptivePool2dAttrs,
+    adaptive_type,
+    adaptive_avg_pool,
+    "GlobalAveragePool",
+    adaptive_avg_pool_vjp,
+)
+_pool(
+    "adaptive_max_pool1d", AdaptivePool1dAttrs, adaptive_type, adaptive_max_pool, "GlobalMaxPool", adaptive_max_pool_vjp
+)
+_pool(
+    "adaptive_max_pool2d", AdaptivePool2dAttrs, adaptive_type, adaptive_max_pool, "GlobalMaxPool", adaptive_max_pool_vjp
+)

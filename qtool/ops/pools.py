@@ -14,7 +14,8 @@ from qtool.ir import Array, Dim, DType, TensorType
 from qtool.ops import geometry
 from qtool.ops.dims import UNKNOWN, need_float, need_integers, need_numbers, same_shape, spell
 from qtool.ops.dynamic import as_ints, sizes_of
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, grad_of, gradients, unpad
 
 Types = tuple[TensorType, ...]
 Window = tuple[int, int, geometry.Pair, int]
@@ -112,18 +113,40 @@ def _max_pool_type(attrs: MaxPoolAttrs, x: TensorType) -> Types:
     return (y, TensorType(DType.INT64, y.shape))
 
 
-def _taps(attrs: PoolAttrs, x: Array, fill: float) -> Array:
-    """(N, C, taps, *out): what lies under each tap of each window, ``fill`` outside of the data."""
-    windows = [_window(attrs, axis, size) for axis, size in enumerate(x.shape[2:])]
-    out = [int(_output(attrs, axis, size)) for axis, size in enumerate(x.shape[2:])]
+@dataclass(frozen=True)
+class Plan:
+    """How far an array is padded so that every window lies inside, and the windows as ``geometry.taps`` takes them."""
+
+    padding: geometry.Padding
+    windows: tuple[list[int], list[int], list[int], list[int]]
+
+
+def _plan(attrs: PoolAttrs, sizes: Sequence[int]) -> Plan:
+    windows = [_window(attrs, axis, size) for axis, size in enumerate(sizes)]
+    out = [int(_output(attrs, axis, size)) for axis, size in enumerate(sizes)]
     padding = []
-    for size, count, (kernel, stride, (before, _), dilation) in zip(x.shape[2:], out, windows, strict=True):
+    for size, count, (kernel, stride, (before, _), dilation) in zip(sizes, out, windows, strict=True):
         reach = (count - 1) * stride + geometry.extent(kernel, dilation)
         padding.append((before, max(reach - size - before, 0)))
-    padded = geometry.pad(x, tuple(padding), value=fill)
-    spans = [window[0] for window in windows]
-    strides, dilations = [window[1] for window in windows], [window[3] for window in windows]
-    return np.stack(list(geometry.taps(padded, spans, strides, dilations, out)), 2)
+    kernels, strides = [window[0] for window in windows], [window[1] for window in windows]
+    return Plan(tuple(padding), (kernels, strides, [window[3] for window in windows], out))
+
+
+def _taps(attrs: PoolAttrs, x: Array, fill: float) -> Array:
+    """(N, C, taps, *out): what lies under each tap of each window, ``fill`` outside of the data."""
+    plan = _plan(attrs, x.shape[2:])
+    return np.stack(list(geometry.taps(geometry.pad(x, plan.padding, value=fill), *plan.windows)), 2)
+
+
+def _spread(attrs: PoolAttrs, x: Array, share: Callable[[Array], Array]) -> Array:
+    """The sum of what each window gives to its elements: ``share`` makes it from what lies under one tap; float64."""
+    plan = _plan(attrs, x.shape[2:])
+    padded = geometry.pad(x.astype(np.float64), plan.padding)
+    found = np.zeros(padded.shape)
+    sources, targets = (geometry.taps(array, *plan.windows) for array in (padded, found))
+    for under, target in zip(sources, targets, strict=True):
+        np.add(target, share(under), out=target)
+    return unpad(found, plan.padding)
 
 
 def max_pool(attrs: MaxPoolAttrs, x: Array) -> tuple[Array, ...]:
@@ -145,14 +168,19 @@ def max_pool(attrs: MaxPoolAttrs, x: Array) -> tuple[Array, ...]:
 def average_pool(attrs: AveragePoolAttrs, x: Array) -> tuple[Array, ...]:
     """Without ``count_include_pad`` only data are counted; with it also padding, but not what lies behind that."""
     sums = _taps(attrs, x.astype(np.float64), 0).sum(2)
-    ones = np.ones((1, 1, *x.shape[2:]))
-    counts = _taps(attrs, ones, 0).sum(2)
-    if attrs.count_include_pad:
-        windows = [_window(attrs, axis, size) for axis, size in enumerate(x.shape[2:])]
-        padded = geometry.pad(ones, tuple(window[2] for window in windows), value=1)
-        bare = AveragePoolAttrs(attrs.kernel_shape, attrs.strides, (), attrs.dilations, attrs.ceil_mode)
-        counts = _cropped(_taps(bare, padded, 0).sum(2), sums.shape[2:])
-    return (np.asarray(sums / counts, x.dtype),)
+    return (np.asarray(sums / _counts(attrs, x.shape[2:]), x.dtype),)
+
+
+def _counts(attrs: AveragePoolAttrs, sizes: Sequence[int]) -> Array:
+    """What the sum of each window is divided by; (1, 1, *out)."""
+    ones = np.ones((1, 1, *sizes))
+    counts = np.asarray(_taps(attrs, ones, 0).sum(2))
+    if not attrs.count_include_pad:
+        return counts
+    windows = [_window(attrs, axis, size) for axis, size in enumerate(sizes)]
+    padded = geometry.pad(ones, tuple(window[2] for window in windows), value=1)
+    bare = AveragePoolAttrs(attrs.kernel_shape, attrs.strides, (), attrs.dilations, attrs.ceil_mode)
+    return _cropped(_taps(bare, padded, 0).sum(2), counts.shape[2:])
 
 
 def _cropped(x: Array, sizes: Sequence[int]) -> Array:
@@ -213,18 +241,70 @@ def max_unpool(attrs: MaxUnpoolAttrs, x: Array, indices: Array, output_shape: Ar
     return (result,)
 
 
+def _array(call: VjpCall) -> Array:
+    x = call.inputs[0]
+    assert x is not None
+    return x
+
+
+def max_pool_vjp(call: VjpCall) -> Gradients:
+    """Each element that the second output names gets what the windows that chose it pass on."""
+    x, (_, places) = _array(call), call.outputs
+
+    def part() -> Array:
+        found = np.bincount(places.reshape(-1), grad_of(call).reshape(-1), x.size)
+        if not call.attrs.storage_order:
+            return found.reshape(x.shape)
+        return found.reshape(*x.shape[:2], *x.shape[:1:-1]).transpose(0, 1, *range(x.ndim - 1, 1, -1))
+
+    return gradients(call, part)
+
+
+def average_pool_vjp(call: VjpCall) -> Gradients:
+    x = _array(call)
+    return gradients(call, lambda: _spread(call.attrs, x, lambda _: grad_of(call) / _counts(call.attrs, x.shape[2:])))
+
+
+def _norm_share(x: Array, grad: Array, norm: Array, p: int) -> Array:
+    """By x of norm = (sum of abs(x) ** p) ** (1 / p); 0 where the norm is 0, as in PyTorch."""
+    return np.where(norm == 0, 0, grad * np.sign(x) * (np.abs(x) / norm) ** (p - 1))
+
+
+def lp_pool_vjp(call: VjpCall) -> Gradients:
+    x, p, grad = _array(call), call.attrs.p, grad_of(call)
+    return gradients(call, lambda: _spread(call.attrs, x, lambda under: _norm_share(under, grad, call.outputs[0], p)))
+
+
+def global_lp_pool_vjp(call: VjpCall) -> Gradients:
+    x = _array(call).astype(np.float64)
+    return gradients(call, lambda: _norm_share(x, grad_of(call), call.outputs[0], call.attrs.p))
+
+
+def max_unpool_vjp(call: VjpCall) -> Gradients:
+    x, indices = _array(call), call.inputs[1]
+    assert indices is not None
+
+    def part() -> Array:
+        sizes = [_unpooled(call.attrs, axis, size) for axis, size in enumerate(x.shape[2:])]
+        whole = grad_of(call)[tuple(map(slice, (*x.shape[:2], *sizes)))]
+        return whole.reshape(-1)[indices]
+
+    return gradients(call, part)
+
+
 def _register(
     onnx: str,
     attrs: type[Attrs],
     infer: Callable[..., Types],
     function: Callable[..., tuple[Array, ...]],
+    vjp: Vjp,
     inputs: tuple[str, ...] = ("x",),
 ) -> None:
-    register(OpSpec(function.__name__, attrs, inputs, infer, function, onnx=(onnx,)))
+    register(OpSpec(function.__name__, attrs, inputs, infer, function, onnx=(onnx,), vjp=vjp))
 
 
-_register("MaxPool", MaxPoolAttrs, _max_pool_type, max_pool)
-_register("AveragePool", AveragePoolAttrs, _float_pool_type, average_pool)
-_register("LpPool", LpPoolAttrs, _float_pool_type, lp_pool)
-_register("GlobalLpPool", GlobalLpPoolAttrs, _global_type, global_lp_pool)
-_register("MaxUnpool", MaxUnpoolAttrs, _unpool_type, max_unpool, ("x", "indices", "output_shape?"))
+_register("MaxPool", MaxPoolAttrs, _max_pool_type, max_pool, max_pool_vjp)
+_register("AveragePool", AveragePoolAttrs, _float_pool_type, average_pool, average_pool_vjp)
+_register("LpPool", LpPoolAttrs, _float_pool_type, lp_pool, lp_pool_vjp)
+_register("GlobalLpPool", GlobalLpPoolAttrs, _global_type, global_lp_pool, global_lp_pool_vjp)
+_register("MaxUnpool", MaxUnpoolAttrs, _unpool_type, max_unpool, max_unpool_vjp, ("x", "indices", "output_shape?"))

@@ -7,7 +7,8 @@ from typing import Literal
 
 from qtool.ir import Array, Dim, TensorType
 from qtool.ops.dims import UNKNOWN, divide, need_rank, product
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
+from qtool.ops.vjp import linear_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ def space_to_depth(attrs: SpaceToDepthAttrs, x: Array) -> tuple[Array, ...]:
     return (split.transpose(order).reshape(batch, channels * block * block, height // block, width // block),)
 
 
+def _depth_back(call: VjpCall, grad: Array) -> Array:
+    return space_to_depth(SpaceToDepthAttrs(call.attrs.blocksize, call.attrs.mode), grad)[0]
+
+
+def _space_back(call: VjpCall, grad: Array) -> Array:
+    return depth_to_space(DepthToSpaceAttrs(call.attrs.blocksize, call.attrs.mode), grad)[0]
+
+
 SAME = QuantRule.SAME_AS_INPUT
 register(
     OpSpec(
@@ -78,6 +87,7 @@ register(
         SAME,
         onnx=("DepthToSpace",),
         kernel="depth_to_space",
+        vjp=linear_of(_depth_back),
     )
 )
 register(
@@ -90,5 +100,6 @@ register(
         SAME,
         onnx=("SpaceToDepth",),
         kernel="space_to_depth",
+        vjp=linear_of(_space_back),
     )
 )

@@ -16,6 +16,7 @@ import numpy as np
 from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops.activation import sigmoid
 from qtool.ops.dims import need_float, need_integers, need_rank, need_shape
+from qtool.ops.recurrent_vjp import gru_vjp, lstm_vjp, rnn_vjp
 from qtool.ops.registry import Attrs, OpSpec, register, require
 from qtool.ops.unary import softplus
 
@@ -264,6 +265,7 @@ def rnn(attrs: RecurrentAttrs, *inputs: Array | None) -> tuple[Array, ...]:
 
 
 INPUTS = ("x", "w", "r", "b?", "sequence_lens?", "initial_h?")
-register(OpSpec("lstm", LstmAttrs, (*INPUTS, "initial_c?", "p?"), _type(4, 3, 2), lstm, onnx=("LSTM",), kernel="lstm"))
-register(OpSpec("gru", GruAttrs, INPUTS, _type(3, 2, 1), gru, onnx=("GRU",), kernel="gru"))
-register(OpSpec("rnn", RecurrentAttrs, INPUTS, _type(1, 1, 1), rnn, onnx=("RNN",), kernel="rnn"))
+STARTS = (*INPUTS, "initial_c?", "p?")
+register(OpSpec("lstm", LstmAttrs, STARTS, _type(4, 3, 2), lstm, onnx=("LSTM",), kernel="lstm", vjp=lstm_vjp))
+register(OpSpec("gru", GruAttrs, INPUTS, _type(3, 2, 1), gru, onnx=("GRU",), kernel="gru", vjp=gru_vjp))
+register(OpSpec("rnn", RecurrentAttrs, INPUTS, _type(1, 1, 1), rnn, onnx=("RNN",), kernel="rnn", vjp=rnn_vjp))

@@ -8,7 +8,8 @@ import numpy as np
 
 from qtool.ir import Array, TensorType
 from qtool.ops.dims import axes_of, need_float
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register
+from qtool.ops.vjp import linear_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ def total(attrs: ReduceAttrs, x: Array) -> tuple[Array, ...]:
     return (np.asarray(result, x.dtype),)
 
 
+def _total_back(call: VjpCall, grad: Array) -> Array:
+    x = call.inputs[0]
+    assert x is not None
+    axes = tuple(axis % x.ndim for axis in call.attrs.dim or range(x.ndim))
+    return np.broadcast_to(grad.reshape([1 if axis in axes else size for axis, size in enumerate(x.shape)]), x.shape)
+
+
+def _mean_back(call: VjpCall, grad: Array) -> Array:
+    found = _total_back(call, grad)
+    return np.asarray(found * grad.dtype.type(grad.size / max(found.size, 1)))
+
+
 register(
     OpSpec(
         name="mean",
@@ -47,6 +60,7 @@ register(
         rule=QuantRule.SAME_AS_INPUT,
         onnx=("ReduceMean",),
         kernel="mean",
+        vjp=linear_of(_mean_back),
     )
 )
-register(OpSpec("sum", ReduceAttrs, ("x",), reduce_type, total, onnx=("ReduceSum",)))
+register(OpSpec("sum", ReduceAttrs, ("x",), reduce_type, total, onnx=("ReduceSum",), vjp=linear_of(_total_back)))

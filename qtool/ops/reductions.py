@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from qtool.ir import Array, TensorType
 from qtool.ops.dims import UNKNOWN, axes_of, need_same
 from qtool.ops.dynamic import as_ints, ints_of, length_of
-from qtool.ops.registry import Attrs, OpSpec, register, require
+from qtool.ops.registry import Attrs, OpSpec, VjpCall, register, require
+from qtool.ops.vjp import Gradients, grad_of, gradients
 
 Types = tuple[TensorType, ...]
 Ints = tuple[int, ...]
@@ -68,6 +69,47 @@ def _log_sum_exp(x: Array, axes: Ints) -> Array:
     return np.asarray(np.log(np.exp(x - shift).sum(axis=axes, keepdims=True)) + shift)
 
 
+def _sum(x: Array, axes: Ints) -> Any:
+    return np.sum(x, axis=axes, keepdims=True)
+
+
+def _extreme_slope(x: Array, y: Array, axes: Ints) -> Array:
+    """Equal elements share, as with ``torch.amax``."""
+    best = (x == y).astype(np.float64)
+    return np.asarray(best / _sum(best, axes))
+
+
+def _product_slope(x: Array, _: Array, axes: Ints) -> Array:
+    """The product of all others, without a division: there may be zeros."""
+    moved = np.moveaxis(x, axes, range(-len(axes), 0)) if axes else x[..., None]
+    rows = moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
+    one = np.ones_like(rows[..., :1])
+    before = np.concatenate([one, rows[..., :-1]], -1).cumprod(-1)
+    behind = np.concatenate([one, rows[..., :0:-1]], -1).cumprod(-1)[..., ::-1]
+    found = (before * behind).reshape(moved.shape)
+    return np.moveaxis(found, range(-len(axes), 0), axes) if axes else found[..., 0]
+
+
+def _norm_slope(x: Array, y: Array, _: Ints) -> Array:
+    """0 where the norm is 0, as in PyTorch."""
+    return np.where(y == 0, 0, x / np.where(y == 0, 1, y))
+
+
+SLOPES: Mapping[str, Callable[[Array, Array, Ints], Any]] = {
+    "reduce_max": _extreme_slope,
+    "reduce_min": _extreme_slope,
+    "reduce_prod": _product_slope,
+    "reduce_sum": lambda _, __, ___: 1.0,
+    "reduce_mean": lambda x, y, _: y.size / x.size,
+    "reduce_l1": lambda x, _, __: np.sign(x),
+    "reduce_l2": _norm_slope,
+    "reduce_sum_square": lambda x, _, __: 2 * x,
+    "reduce_log_sum": lambda x, _, axes: 1 / _sum(x, axes),
+    "reduce_log_sum_exp": lambda x, y, _: np.exp(x - y),
+}
+"""Derivatives by x, from x, y with the axes kept, and the axes; in float64."""
+
+
 def _reduction(onnx: str, name: str, function: Callable[[Array, Ints], Any], exact: bool = False) -> None:
     """``function`` keeps the axes with size 1; it gets float64 or int64 numbers unless it is ``exact``."""
 
@@ -78,11 +120,21 @@ def _reduction(onnx: str, name: str, function: Callable[[Array, Ints], Any], exa
             y = np.asarray(function(wide, along)).astype(x.dtype)
         return (y if attrs.keepdims else np.squeeze(y, along),)
 
-    register(OpSpec(name, ReductionAttrs, ("x", "axes?"), _type, reference, onnx=(onnx,), empty=True))
+    def vjp(call: VjpCall) -> Gradients:
+        x, axes = (*call.inputs, None)[:2]
+        assert x is not None
+        along = tuple(axis % x.ndim for axis in _axes(call.attrs, x, axes))
+        kept = [1 if axis in along else size for axis, size in enumerate(x.shape)]
 
+        def part() -> Array:
+            grad, y = (array.reshape(kept).astype(np.float64) for array in (grad_of(call), call.outputs[0]))
+            wide = x.astype(np.float64)
+            # An empty axis has no elements that anything could go back to, but shapes that do not fit.
+            return np.broadcast_to(SLOPES[name](wide, y, along) * grad, x.shape) if x.size else wide
 
-def _sum(x: Array, axes: Ints) -> Any:
-    return np.sum(x, axis=axes, keepdims=True)
+        return gradients(call, part)
+
+    register(OpSpec(name, ReductionAttrs, ("x", "axes?"), _type, reference, onnx=(onnx,), empty=True, vjp=vjp))
 
 
 _reduction("ReduceMax", "reduce_max", lambda x, axes: _extreme(x, axes, np.max, -np.inf), exact=True)

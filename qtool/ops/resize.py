@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +14,8 @@ from qtool.ir import Array, Dim, Shape, TensorType
 from qtool.ops.dims import UNKNOWN, axes_of, need_float, need_integers, need_numbers, spell
 from qtool.ops.dynamic import as_ints, ints_of, length_of
 from qtool.ops.generate import checked_size
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
+from qtool.ops.vjp import Gradients, add_along, apply_along, grad_of, gradients
 
 
 @dataclass(frozen=True)
@@ -134,23 +135,57 @@ def _picked(attrs: ResizeAttrs, axis: Axis, points: Array) -> Array:
 def resize(
     attrs: ResizeAttrs, x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None
 ) -> tuple[Array, ...]:
-    axes = _axes(attrs, x.ndim)
-    plan = _plan(attrs, [x.shape[axis] for axis in axes], scales, sizes)
-    checked_size(tuple(axis.out for axis in plan))
+    plan = _cropped(attrs, x, roi, scales, sizes)
+    checked_size(tuple(axis.out for axis in plan.values()))
     crops = attrs.coordinate_transformation_mode == "tf_crop_and_resize"
     y = x if attrs.mode == "nearest" else x.astype(np.float64)
-    outside = np.zeros((), np.bool_)
-    if crops and roi is not None and roi.size:
-        plan = [replace(axis, crop=(float(roi[i]), float(roi[i + len(axes)]))) for i, axis in enumerate(plan)]
-    for number, axis in zip(axes, plan, strict=True):
-        points = coordinates(attrs, axis)
-        if crops:
-            outside = outside | _across((points < 0) | (points > axis.size - 1), number, x.ndim)
-        y = _resized(attrs, y, number, axis, points)
+    for number, axis in plan.items():
+        y = _resized(attrs, y, number, axis, coordinates(attrs, axis))
+    outside = _outside(attrs, plan, x.ndim) if crops else None
     if y.dtype != x.dtype:
         y = np.rint(y) if x.dtype.kind != "f" else y
-    y = np.where(outside, attrs.extrapolation_value, y) if crops else y
+    y = y if outside is None else np.where(outside, attrs.extrapolation_value, y)
     return (np.asarray(y, x.dtype),)
+
+
+def _cropped(
+    attrs: ResizeAttrs, x: Array, roi: Array | None, scales: Array | None, sizes: Array | None
+) -> dict[int, Axis]:
+    """The axes to resize by their numbers, with the crops that ``roi`` asks for."""
+    axes = _axes(attrs, x.ndim)
+    plan = _plan(attrs, [x.shape[axis] for axis in axes], scales, sizes)
+    if attrs.coordinate_transformation_mode == "tf_crop_and_resize" and roi is not None and roi.size:
+        plan = [replace(axis, crop=(float(roi[i]), float(roi[i + len(axes)]))) for i, axis in enumerate(plan)]
+    return dict(zip(axes, plan, strict=True))
+
+
+def _outside(attrs: ResizeAttrs, plan: Mapping[int, Axis], rank: int) -> Array:
+    """Which new pixels lie outside of the old picture."""
+    found = np.zeros((), np.bool_)
+    for number, axis in plan.items():
+        points = coordinates(attrs, axis)
+        found = found | _across((points < 0) | (points > axis.size - 1), number, rank)
+    return found
+
+
+def resize_vjp(call: VjpCall) -> Gradients:
+    x, *rest = (*call.inputs, None, None, None)[:4]
+    assert x is not None
+    attrs = call.attrs
+
+    def part() -> Array:
+        plan, grad = _cropped(attrs, x, *rest), grad_of(call)
+        if attrs.coordinate_transformation_mode == "tf_crop_and_resize":
+            grad = np.where(_outside(attrs, plan, x.ndim), grad.dtype.type(0), grad)
+        for number, axis in plan.items():
+            points = coordinates(attrs, axis)
+            if attrs.mode == "nearest":
+                grad = add_along(grad, _picked(attrs, axis, points), axis.size, number)
+            elif not _stays(axis, points):
+                grad = apply_along(grad, weight_matrix(attrs, axis, points).T, number)
+        return grad
+
+    return gradients(call, part)
 
 
 def _across(row: Array, axis: int, rank: int) -> Array:
@@ -182,10 +217,11 @@ def coordinates(attrs: ResizeAttrs, axis: Axis) -> Array:
 def _resized(attrs: ResizeAttrs, x: Array, number: int, axis: Axis, points: Array) -> Array:
     if attrs.mode == "nearest":
         return np.take(x, _picked(attrs, axis, points), number)
-    if axis.out == axis.size and np.array_equal(points, np.arange(axis.size)):
-        return x
-    weights = weight_matrix(attrs, axis, points)
-    return np.moveaxis(np.tensordot(x, weights, (number, 1)), -1, number)
+    return x if _stays(axis, points) else apply_along(x, weight_matrix(attrs, axis, points), number)
+
+
+def _stays(axis: Axis, points: Array) -> bool:
+    return axis.out == axis.size and np.array_equal(points, np.arange(axis.size))
 
 
 def nearest(points: Array, mode: str) -> Array:
@@ -217,6 +253,13 @@ def cubic(distance: Array, a: float) -> Array:
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
 
 
+def cubic_slope(distance: Array, a: float) -> Array:
+    """The derivative of ``cubic`` by the distance."""
+    near = (3 * (a + 2) * distance - 2 * (a + 3)) * distance
+    far = (3 * a * distance - 10 * a) * distance + 8 * a
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
 register(
     OpSpec(
         name="resize",
@@ -227,6 +270,7 @@ register(
         rule=QuantRule.SAME_AS_INPUT,
         onnx=("Resize", "Upsample"),
         kernel="resize",
+        vjp=resize_vjp,
         empty=True,
     )
 )

@@ -25,7 +25,8 @@ from qtool.ops.dims import (
     same_size,
     spell,
 )
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, Vjp, VjpCall, register, require
+from qtool.ops.vjp import Gradients, Part, grad_of, gradients, linear_of, reshaped, same, unpad
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,14 @@ def transpose_type(attrs: TransposeAttrs, x: TensorType) -> tuple[TensorType, ..
     return (TensorType(x.dtype, tuple(shape)),)
 
 
+def _transpose_back(call: VjpCall, grad: Array) -> Array:
+    return np.swapaxes(grad, call.attrs.dim0, call.attrs.dim1)
+
+
+def _permute_back(call: VjpCall, grad: Array) -> Array:
+    return np.transpose(grad, np.argsort([dim % grad.ndim for dim in call.attrs.dims]))
+
+
 def permute_type(attrs: PermuteAttrs, x: TensorType) -> tuple[TensorType, ...]:
     axes = axes_of(attrs.dims, len(x.shape))
     require(len(axes) == len(x.shape), f"dims {attrs.dims} for x of shape {spell(x.shape)}", "every axis once")
@@ -186,10 +195,23 @@ def _span(attrs: SliceAttrs) -> slice:
     return slice(attrs.start, attrs.end, attrs.step)
 
 
+def _part(span: slice, dim: int, rank: int) -> tuple[slice, ...]:
+    """The index of a part along one axis."""
+    index = [slice(None)] * rank
+    index[dim] = span
+    return tuple(index)
+
+
 def slice_axis(attrs: SliceAttrs, x: Array) -> Array:
-    index: list[slice] = [slice(None)] * x.ndim
-    index[attrs.dim] = _span(attrs)
-    return x[tuple(index)]
+    return x[_part(_span(attrs), attrs.dim, x.ndim)]
+
+
+def _slice_back(call: VjpCall, grad: Array) -> Array:
+    x = call.inputs[0]
+    assert x is not None
+    found = np.zeros(x.shape, grad.dtype)
+    found[_part(_span(call.attrs), call.attrs.dim, x.ndim)] = grad
+    return found
 
 
 def split_type(attrs: SplitAttrs, x: TensorType) -> tuple[TensorType, ...]:
@@ -203,6 +225,10 @@ def split_type(attrs: SplitAttrs, x: TensorType) -> tuple[TensorType, ...]:
 
 def split(attrs: SplitAttrs, x: Array) -> tuple[Array, ...]:
     return tuple(np.split(x, np.cumsum(attrs.split_sizes)[:-1], attrs.dim))
+
+
+def split_vjp(call: VjpCall) -> Gradients:
+    return gradients(call, lambda: np.concatenate([grad_of(call, i) for i in range(len(call.outputs))], call.attrs.dim))
 
 
 def cat_type(attrs: CatAttrs, *tensors: TensorType) -> tuple[TensorType, ...]:
@@ -232,6 +258,17 @@ def _surest(tensors: Sequence[TensorType], axis: int) -> Dim:
 
 def cat(attrs: CatAttrs, *arrays: Array) -> tuple[Array, ...]:
     return (np.concatenate(arrays, attrs.dim),)
+
+
+def cat_vjp(call: VjpCall) -> Gradients:
+    grad, dim = grad_of(call), call.attrs.dim
+    parts, start = list[Part](), 0
+    for array in call.inputs:
+        assert array is not None
+        span = slice(start, start + array.shape[dim])
+        parts.append(lambda span=span: grad[_part(span, dim, grad.ndim)])  # type: ignore[misc]
+        start = span.stop
+    return gradients(call, *parts)
 
 
 def pad_pairs(attrs: PadAttrs) -> geometry.Padding:
@@ -266,11 +303,22 @@ def _padded(dim: Dim, pair: geometry.Pair) -> Dim:
 
 
 def pad(attrs: PadAttrs, x: Array) -> Array:
+    grown, cropped = _grown_and_cropped(attrs)
+    return geometry.pad(unpad(x, cropped), grown, attrs.mode, attrs.value)
+
+
+def _grown_and_cropped(attrs: PadAttrs) -> tuple[geometry.Padding, geometry.Padding]:
     pairs = pad_pairs(attrs)
     grown = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
-    sizes = x.shape[x.ndim - len(pairs) :]
-    crops = [slice(max(-before, 0), size - max(-after, 0)) for (before, after), size in zip(pairs, sizes, strict=True)]
-    return geometry.pad(geometry.last_axes(x, crops), grown, attrs.mode, attrs.value)
+    return grown, tuple((max(-before, 0), max(-after, 0)) for before, after in pairs)
+
+
+def _pad_back(call: VjpCall, grad: Array) -> Array:
+    grown, cropped = _grown_and_cropped(call.attrs)
+    return geometry.pad(unpad(grad, grown, call.attrs.mode), cropped)
+
+
+SAME = QuantRule.SAME_AS_INPUT
 
 
 def _mover(
@@ -278,26 +326,34 @@ def _mover(
     attrs: type[Attrs],
     infer: Callable[..., tuple[TensorType, ...]],
     function: Callable[[Any, Array], Array],
-    onnx: str = "",
+    onnx: str,
+    vjp: Vjp,
 ) -> None:
     def reference(attrs: Attrs, x: Array) -> tuple[Array, ...]:
         return (function(attrs, x),)
 
-    names = (onnx,) if onnx else ()
-    register(OpSpec(name, attrs, ("x",), infer, reference, QuantRule.SAME_AS_INPUT, onnx=names, kernel=name))
+    register(OpSpec(name, attrs, ("x",), infer, reference, SAME, onnx=(onnx,), kernel=name, vjp=vjp))
 
 
-_mover("flatten", FlattenAttrs, flatten_type, flatten, "Flatten")
-_mover("reshape", ReshapeAttrs, reshape_type, lambda a, x: x.reshape(a.shape), "Reshape")
-_mover("transpose", TransposeAttrs, transpose_type, lambda a, x: np.swapaxes(x, a.dim0, a.dim1), "Transpose")
-_mover("permute", PermuteAttrs, permute_type, lambda a, x: np.transpose(x, a.dims), "Transpose")
-_mover("squeeze", SqueezeAttrs, squeeze_type, squeeze, "Squeeze")
-_mover("unsqueeze", UnsqueezeAttrs, unsqueeze_type, lambda a, x: np.expand_dims(x, a.dim), "Unsqueeze")
-_mover("slice", SliceAttrs, slice_type, slice_axis, "Slice")
-_mover("identity", NoAttrs, same_type, lambda _, x: x, "Identity")
-_mover("dropout", DropoutAttrs, same_type, lambda _, x: x, "Dropout")
+_mover("flatten", FlattenAttrs, flatten_type, flatten, "Flatten", reshaped)
+_mover("reshape", ReshapeAttrs, reshape_type, lambda a, x: x.reshape(a.shape), "Reshape", reshaped)
+_mover(
+    "transpose",
+    TransposeAttrs,
+    transpose_type,
+    lambda a, x: np.swapaxes(x, a.dim0, a.dim1),
+    "Transpose",
+    linear_of(_transpose_back),
+)
+_mover(
+    "permute", PermuteAttrs, permute_type, lambda a, x: np.transpose(x, a.dims), "Transpose", linear_of(_permute_back)
+)
+_mover("squeeze", SqueezeAttrs, squeeze_type, squeeze, "Squeeze", reshaped)
+_mover("unsqueeze", UnsqueezeAttrs, unsqueeze_type, lambda a, x: np.expand_dims(x, a.dim), "Unsqueeze", reshaped)
+_mover("slice", SliceAttrs, slice_type, slice_axis, "Slice", linear_of(_slice_back))
+_mover("identity", NoAttrs, same_type, lambda _, x: x, "Identity", same)
+_mover("dropout", DropoutAttrs, same_type, lambda _, x: x, "Dropout", same)
 
-SAME = QuantRule.SAME_AS_INPUT
-register(OpSpec("split", SplitAttrs, ("x",), split_type, split, SAME, onnx=("Split",), kernel="split"))
-register(OpSpec("cat", CatAttrs, ("tensors*",), cat_type, cat, SAME, onnx=("Concat",), kernel="cat"))
-_mover("pad", PadAttrs, pad_type, pad, "Pad")
+register(OpSpec("split", SplitAttrs, ("x",), split_type, split, SAME, onnx=("Split",), kernel="split", vjp=split_vjp))
+register(OpSpec("cat", CatAttrs, ("tensors*",), cat_type, cat, SAME, onnx=("Concat",), kernel="cat", vjp=cat_vjp))
+_mover("pad", PadAttrs, pad_type, pad, "Pad", linear_of(_pad_back))

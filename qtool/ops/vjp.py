@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qtool.ir import Array
+from qtool.ops import geometry
 from qtool.ops.registry import Vjp, VjpCall
 
 Part = Callable[[], Any]
@@ -131,3 +132,16 @@ def add_along(grad: Array, index: Array, size: int, axis: int) -> Array:
 def apply_along(x: Array, matrix: Array, axis: int) -> Array:
     """The matrix (out, size) times every row of ``x`` along the axis."""
     return np.moveaxis(np.tensordot(x, matrix.astype(x.dtype, copy=False), (axis, 1)), -1, axis)
+
+
+def unpad(grad: Array, padding: geometry.Padding, mode: str = "zeros") -> Array:
+    """The transpose of ``geometry.pad`` along the last axes: what a copied pixel gets, its original gets as well."""
+    if mode in ("zeros", "constant"):
+        sizes = grad.shape[grad.ndim - len(padding) :]
+        ends = zip(padding, sizes, strict=True)
+        return geometry.last_axes(grad, [slice(before, size - after) for (before, after), size in ends])
+    for axis, pair in enumerate(padding, grad.ndim - len(padding)):
+        if any(pair):
+            size = grad.shape[axis] - sum(pair)
+            grad = add_along(grad, geometry.pad(np.arange(size), (pair,), mode), size, axis)
+    return grad

@@ -28,8 +28,8 @@ def _flat(padding: Any) -> list[int]:
 
 
 def _activate(y: Any, attrs: Any) -> Any:
-    if attrs.activation == "clamp":
-        return torch.clamp(y, *attrs.clamp)
+    if attrs.activation == "clamp":  # differs from torch.clamp in the derivative at the limits
+        return F.hardtanh(y, *attrs.clamp)
     return {"none": lambda v: v, "relu": torch.relu, "hardswish": F.hardswish}[attrs.activation](y)
 
 
