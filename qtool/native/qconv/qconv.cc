@@ -8,6 +8,7 @@
 #include "qconv/pack.h"
 #include "qconv/pixels.h"
 #include "qconv/shape.h"
+#include "sconv/shape.h"
 
 namespace qtool {
 

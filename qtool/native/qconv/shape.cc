@@ -66,10 +66,6 @@ QconvFinish qconv_finish(const qt_conv_args& a) {
           most_result(a) < 2147483000.0};
 }
 
-bool is_depthwise(const qt_conv_args& a) {
-  return a.groups > 1 && a.groups == a.in_channels && a.groups == a.out_channels;
-}
-
 // A tile's product has 5 to 6 times the multiplications of vectors in the same time, used or not. With k up to 32 both
 // are as fast, and what lies around the products is dearer for tiles.
 bool fills_tiles(const qt_conv_args& a) {

@@ -14,9 +14,6 @@ Extents qconv_extents(const qt_conv_args& args);
 
 QconvFinish qconv_finish(const qt_conv_args& args);
 
-// groups = input channels = output channels: the family qdwconv's.
-bool is_depthwise(const qt_conv_args& args);
-
 // Whether tiles of 16 pixels x 64 bytes of k x 16 channels have enough in them to be faster than vectors: the family
 // qtileconv's, where the instruction set has them.
 bool fills_tiles(const qt_conv_args& args);

@@ -55,10 +55,6 @@ void Sconv::run(const RunContext& context) const {
   product_.run(context, static_cast<const float*>(context.inputs[0]), residual, static_cast<float*>(context.output));
 }
 
-bool is_depthwise(const qt_conv_args& a) {
-  return a.groups > 1 && a.groups == a.in_channels && a.groups == a.out_channels;
-}
-
 }  // namespace
 
 std::unique_ptr<Op> make_sconv(const qt_op& op, const MakeContext& context) {

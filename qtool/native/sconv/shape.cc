@@ -29,6 +29,10 @@ void check_sconv(const qt_conv_args& a) {
   require(a.weight != nullptr, "the weight is missing");
 }
 
+bool is_depthwise(const qt_conv_args& a) {
+  return a.groups > 1 && a.groups == a.in_channels && a.groups == a.out_channels;
+}
+
 Extents sconv_extents(const qt_conv_args& a) {
   const int64_t in = checked_product({a.batch, a.in_height, a.in_width, a.in_channels, 4});
   const int64_t out = checked_product({a.batch, a.out_height, a.out_width, a.out_channels, 4});

@@ -14,4 +14,7 @@ void check_sconv(const qt_conv_args& args);
 // Bytes of the input, of the residual where there is one, and of the output.
 Extents sconv_extents(const qt_conv_args& args);
 
+// groups = input channels = output channels: for the families of depthwise kernels.
+bool is_depthwise(const qt_conv_args& args);
+
 }  // namespace qtool

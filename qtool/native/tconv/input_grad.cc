@@ -4,10 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "sconv/product.h"
 #include "sconv/shape.h"
-#include "tconv/pack.h"
-#include "tconv/tconv.h"
+#include "tconv/products.h"
 
 namespace qtool {
 namespace {
@@ -36,8 +34,7 @@ std::vector<Axis> cut_axis(int64_t size, int64_t kernel, int64_t stride, int64_t
 }
 
 struct Phase {
-  SconvProduct product;
-  BackwardPack pack;
+  std::unique_ptr<TconvProduct> product;
   int64_t offset;  // of its first pixel in dx
 };
 
@@ -53,7 +50,7 @@ class InputGrad final : public Op {
     }
   }
 
-  const char* kernel() const override { return rows_.row.name; }
+  const char* kernel() const override { return rows_.name(); }
 
   Extents extents() const override {
     const Extents forward = sconv_extents(args_);
@@ -63,7 +60,7 @@ class InputGrad final : public Op {
 
   int64_t scratch_bytes() const override {
     int64_t most = 0;
-    for (const auto& phase : phases_) most = std::max(most, phase->product.scratch_bytes());
+    for (const Phase& phase : phases_) most = std::max(most, phase.product->scratch_bytes());
     return most;
   }
 
@@ -71,9 +68,9 @@ class InputGrad final : public Op {
     const float* const* in = reinterpret_cast<const float* const*>(context.inputs);
     float* out = static_cast<float*>(context.output);
     if (gaps_) clear(context.pool, out);
-    for (const auto& phase : phases_) {
-      pack_backward(context.pool, phase->product, *rows_.row.kernel, phase->pack, in[1]);
-      phase->product.run(context, in[0], nullptr, out + phase->offset);
+    for (const Phase& phase : phases_) {
+      phase.product->pack(context.pool, in[1], nullptr);
+      phase.product->run(context, in[0], out + phase.offset);
     }
   }
 
@@ -104,15 +101,14 @@ class InputGrad final : public Op {
     p.groups = a.groups;
     p.out_min_f = -INFINITY;
     p.out_max_f = INFINITY;
-    BackwardPack pack = {a.out_channels / a.groups, inputs(), int64_t{a.kernel_height} * a.kernel_width, {}};
+    Turned turned = {int64_t{a.kernel_height} * a.kernel_width, {}};
     for (const int64_t ky : y.taps) {
-      for (const int64_t kx : x.taps) pack.taps.push_back(ky * a.kernel_width + kx);
+      for (const int64_t kx : x.taps) turned.taps.push_back(ky * a.kernel_width + kx);
     }
     const int64_t pixel = a.in_channels, line = a.in_width * pixel;
     const SconvPlace place = {a.in_height * line, a.stride_height * line, a.stride_width * pixel};
     const bool dense = a.stride_height == 1 && a.stride_width == 1;
-    SconvProduct product(p, *rows_.row.kernel, rows_.memory, dense ? nullptr : &place);
-    phases_.emplace_back(new Phase{std::move(product), std::move(pack), y.first * line + x.first * pixel});
+    phases_.push_back({make_turned_product(p, turned, dense ? nullptr : &place, rows_), y.first * line + x.first * pixel});
   }
 
   void clear(ThreadPool* pool, float* out) const {  // what no tap sees
@@ -122,7 +118,7 @@ class InputGrad final : public Op {
 
   qt_conv_args args_;
   TconvRows rows_;
-  std::vector<std::unique_ptr<Phase>> phases_;
+  std::vector<Phase> phases_;
   bool gaps_ = false;  // some pixels see no tap
 };
 

@@ -1,11 +1,10 @@
 // The forward convolution, and which operator is which.
 #include "tconv/tconv.h"
 
-#include <cmath>
+#include <cstring>
 
-#include "sconv/product.h"
 #include "sconv/shape.h"
-#include "tconv/pack.h"
+#include "tconv/products.h"
 
 namespace qtool {
 namespace {
@@ -16,36 +15,56 @@ constexpr Row<const SconvKernel*> kProducts[] = {
 #undef QT_KERNEL
 };
 
+constexpr Row<const SdwconvKernel*> kDepthwise[] = {
+#define QT_KERNEL(isa, name, tile) {isa, #name, tile, &name},
+#include "sdwconv/kernels.inc"
+#undef QT_KERNEL
+};
+
 constexpr Row<const LayoutKernels*> kLayouts[] = {
 #define QT_KERNEL(isa, name, tile) {isa, #name, tile, &name},
 #include "layout/kernels.inc"
 #undef QT_KERNEL
 };
 
-class Forward final : public Op {
+// The best row of a helping family for an instruction set.
+template <class Kernel, int N>
+const Row<Kernel>& best_row(const Row<Kernel> (&rows)[N], int isa) {
+  return select_row(rows, isa, nullptr, [](const Row<Kernel>&) { return true; });
+}
+
+TconvRows rows_of(const MakeContext& context, bool depthwise) {
+  TconvRows rows = {kProducts[0], {0, "", "", nullptr}, nullptr, context.threads, context.memory};
+  if (depthwise) rows.depthwise = select_row(kDepthwise, context);
+  if (!depthwise) rows.product = select_row(kProducts, context);
+  rows.layout = best_row(kLayouts, depthwise ? rows.depthwise.isa : rows.product.isa).kernel;
+  return rows;
+}
+
+class Convolution final : public Op {
  public:
-  Forward(const qt_conv_args& args, const TconvRows& rows)
-      : rows_(rows), extents_(sconv_extents(args)), product_(args, *rows.row.kernel, rows.memory) {
-    const int64_t depth = product_.depth();
+  Convolution(const qt_conv_args& args, const TconvRows& rows)
+      : name_(rows.name()), extents_(sconv_extents(args)), product_(make_forward_product(args, rows)) {
+    const int64_t inputs = args.in_channels / args.groups;
     extents_.input_count = 3;
-    extents_.inputs[1] = checked_product({args.out_channels, depth, 4});
+    extents_.inputs[1] = checked_product({args.out_channels, args.kernel_height, args.kernel_width, inputs, 4});
     extents_.inputs[2] = int64_t{args.out_channels} * 4;
   }
 
-  const char* kernel() const override { return rows_.row.name; }
+  const char* kernel() const override { return name_; }
   Extents extents() const override { return extents_; }
-  int64_t scratch_bytes() const override { return product_.scratch_bytes(); }
+  int64_t scratch_bytes() const override { return product_->scratch_bytes(); }
 
   void run(const RunContext& context) const override {
     const float* const* in = reinterpret_cast<const float* const*>(context.inputs);
-    pack_forward(context.pool, product_, *rows_.row.kernel, *rows_.layout, in[1], in[2]);
-    product_.run(context, in[0], nullptr, static_cast<float*>(context.output));
+    product_->pack(context.pool, in[1], in[2]);
+    product_->run(context, in[0], static_cast<float*>(context.output));
   }
 
  private:
-  TconvRows rows_;
+  const char* name_;
   Extents extents_;
-  SconvProduct product_;
+  std::unique_ptr<TconvProduct> product_;
 };
 
 }  // namespace
@@ -54,14 +73,13 @@ std::unique_ptr<Op> make_tconv(const qt_op& op, const MakeContext& context) {
   const qt_conv_args& args = *static_cast<const qt_conv_args*>(op.args);
   check_sconv_shape(args);
   require(args.residual == 0, "a convolution for training has no residual");
-  const Row<const SconvKernel*>& row = select_row(kProducts, context);
-  const auto any = [](const Row<const LayoutKernels*>&) { return true; };
-  const TconvRows rows = {row, select_row(kLayouts, row.isa, nullptr, any).kernel, context.threads, context.memory};
+  const bool named = context.kernel != nullptr;
+  const bool depthwise = is_depthwise(args) && !(named && std::strncmp(context.kernel, "sconv_", 6) == 0);
+  if (op.kind == QT_OP_TCONV_WEIGHT_GRAD && depthwise) return make_depthwise_grad(args, context);
+  const TconvRows rows = rows_of(context, depthwise);
   if (op.kind == QT_OP_TCONV_INPUT_GRAD) return make_input_grad(args, rows);
   if (op.kind == QT_OP_TCONV_WEIGHT_GRAD) return make_weight_grad(args, rows);
-  return std::make_unique<Forward>(args, rows);
+  return std::make_unique<Convolution>(args, rows);
 }
-
-void list_tconv(std::vector<KernelInfo>*) {}
 
 }  // namespace qtool

@@ -51,7 +51,7 @@ struct Block {
 class WeightGrad final : public Op {
  public:
   WeightGrad(const qt_conv_args& args, const TconvRows& rows);
-  const char* kernel() const override { return rows_.row.name; }
+  const char* kernel() const override { return rows_.name(); }
   Extents extents() const override;
   void run(const RunContext& context) const override;
 
@@ -95,7 +95,7 @@ class WeightGrad final : public Op {
 };
 
 WeightGrad::WeightGrad(const qt_conv_args& a, const TconvRows& rows)
-    : args_(a), rows_(rows), kernel_(*rows.row.kernel),
+    : args_(a), rows_(rows), kernel_(*rows.product.kernel),
       down_{a.in_height, a.out_height, a.kernel_height, a.stride_height, a.pad_top, a.dilation_height},
       across_{a.in_width, a.out_width, a.kernel_width, a.stride_width, a.pad_left, a.dilation_width},
       batch_(a.batch), channels_(a.in_channels), outputs_(a.out_channels), groups_(a.groups),
