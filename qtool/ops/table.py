@@ -7,7 +7,7 @@ import dataclasses
 from qtool.ops.registry import OpSpec, all_ops
 
 BORDERS = {"quantize": "float to int8", "dequantize": "int8 to float"}
-HEADER = ("Operator", "Inputs", "Attributes", "ONNX", "int8", "Kernel")
+HEADER = ("Operator", "Inputs", "Attributes", "ONNX", "int8", "Gradient", "Kernel")
 
 
 def operator_table() -> str:
@@ -21,8 +21,8 @@ def operator_table() -> str:
 
 def _row(spec: OpSpec) -> tuple[str, ...]:
     attributes = (_attribute(field) for field in dataclasses.fields(spec.attrs))
-    kernel = "native" if spec.kernel else "NumPy"
-    return (f"`{spec.name}`", ", ".join(spec.inputs), ", ".join(attributes), ", ".join(spec.onnx), _rule(spec), kernel)
+    names = (f"`{spec.name}`", ", ".join(spec.inputs), ", ".join(attributes), ", ".join(spec.onnx))
+    return (*names, _rule(spec), "yes" if spec.vjp else "", "native" if spec.kernel else "NumPy")
 
 
 def _attribute(field: dataclasses.Field[object]) -> str:
@@ -49,6 +49,7 @@ def operator_page() -> str:
     return (
         "# Operators\n\n"
         "Every operator that a graph can hold, from the records in this folder. `int8` is the quantization rule, or"
-        " `float` where an\noperator is never quantized. `Kernel` is `native` where the engine has kernels for it;"
-        " `NumPy` operators run on the\nreference, and a session lists them in `fallbacks`.\n\n" + operator_table()
+        " `float` where an\noperator is never quantized. `Gradient` says whether training goes through it. `Kernel` is"
+        " `native` where the engine has\nkernels for it; `NumPy` operators run on the reference, and a session lists"
+        " them in `fallbacks`.\n\n" + operator_table()
     )

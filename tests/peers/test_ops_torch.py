@@ -36,7 +36,7 @@ def _activate(y: Any, attrs: Any) -> Any:
 def _conv(attrs: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     mode = "constant" if attrs.padding_mode == "zeros" else attrs.padding_mode
     x = F.pad(x, _flat(attrs.padding), mode)
-    function = F.conv1d if len(attrs.stride) == 1 else F.conv2d
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(attrs.stride) - 1]
     y = function(x, weight, bias, attrs.stride, 0, attrs.dilation, attrs.groups)
     return _activate(y if residual is None else y + residual, attrs)
 
