@@ -411,7 +411,7 @@ def test_what_nobody_foresaw_is_one_line_too(tmp_path, monkeypatch, capsys):
     def broken(path):
         raise ZeroDivisionError("what\x1b[2J")
 
-    monkeypatch.setattr("qtool.pipeline.load", broken)
+    monkeypatch.setattr("qtool.pipeline.models.load", broken)
     monkeypatch.setattr(sys, "argv", ["qtool", "inspect", "x.npz"])
     with pytest.raises(SystemExit) as left:
         main()

@@ -68,7 +68,7 @@ def calibrate(
     mode needs no batches. A ``data_state.Stream`` of batches is for models with state, which is carried from batch to
     batch. Raises DataError for NaN or Inf (naming the layer) and QuantizationError where there was nothing to observe.
     """
-    _check_parameters(prepared)
+    check_parameters(prepared)
     seen, samples = None, 0
     if prepared.needs_data:
         seen = Observation(prepared, Machine(threads, isa), tuple(State.of(batches).carry))
@@ -120,10 +120,10 @@ def _never_run(prepared: Prepared, path: str, body: Prepared) -> str:
     )
 
 
-def _check_parameters(prepared: Prepared) -> None:
+def check_parameters(prepared: Prepared) -> None:
     """NaN or infinity in a weight would come out of every layer behind it: it is named here, before anything runs."""
     for body in prepared.bodies.values():
-        _check_parameters(body)
+        check_parameters(body)
     for node in prepared.graph.nodes:
         weights = quantized_weights(prepared, node)
         bias = get(node.op).bias if weights else None

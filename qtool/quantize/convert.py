@@ -12,6 +12,7 @@ from qtool.passes import lower_qdq, quantized_name
 from qtool.quantize.bias_correction import correct_biases
 from qtool.quantize.calibrate import Calibrated
 from qtool.quantize.prepare import Prepared, quantized_weights
+from qtool.quantize.qparams import clip_to_limits
 from qtool.quantize.tables import packed_embedding
 from qtool.recipe.schema import Backend
 
@@ -41,6 +42,17 @@ def _with_corrected_biases(calibrated: Calibrated) -> Calibrated:
     return replace(calibrated, prepared=replace(calibrated.prepared, graph=graph))
 
 
+def _with_clipped_weights(calibrated: Calibrated) -> Calibrated:
+    """Weights within the limits of their qconfig, which may be narrower than the storage type's."""
+    prepared = calibrated.prepared
+    arrays = dict(prepared.graph.initializers)
+    for node in prepared.graph.nodes:
+        for position in quantized_weights(prepared, node):
+            name, config = node.inputs[position], prepared.qconfigs[node.name].weight
+            arrays[name] = clip_to_limits(arrays[name], calibrated.weights[name], config)
+    return replace(calibrated, prepared=replace(prepared, graph=replace(prepared.graph, initializers=arrays)))
+
+
 @dataclass(frozen=True)
 class _Names:
     """What the values of the float graph are called in the explicit one."""
@@ -55,7 +67,7 @@ def _explicit(calibrated: Calibrated) -> Graph:
     """The graph with quantize and dequantize nodes, and its bodies with theirs; a body without any stays as it is."""
     if not calibrated.prepared.quantized:
         return calibrated.prepared.graph
-    calibrated = _with_corrected_biases(calibrated)
+    calibrated = _with_clipped_weights(_with_corrected_biases(calibrated))
     prepared = calibrated.prepared
     names = _name_values(prepared, calibrated.activations)
     values: list[Value] = []

@@ -54,6 +54,17 @@ def choose_qparams(low: Float32, high: Float32, config: ObserverConfig, axis: in
     return QParams(scale, zero_point, STORAGE[config.dtype], axis)
 
 
+def clip_to_limits(x: Float32, qparams: QParams, config: ObserverConfig) -> Float32:
+    """x within what the limits that a configuration gives can hold: -8..7 for four bits, where the storage type, to
+    which ``QParams.quantize`` clips, has eight. The same array where nothing is beyond, or no limits are given."""
+    if config.quant_min is None or config.quant_max is None:
+        return x
+    low, high = quant_limits(config)
+    stored = np.asarray(qparams.quantize(x), np.int32)
+    beyond = (stored < low) | (stored > high)
+    return np.where(beyond, qparams.dequantize(np.clip(stored, low, high)), x) if beyond.any() else x
+
+
 def representable(qparams: QParams, config: ObserverConfig) -> tuple[Float32, Float32]:
     """Real numbers that the smallest and the largest integer of the configuration stand for."""
     quant_min, quant_max = quant_limits(config)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-import numpy as np
-
 from qtool.ir import Array, Graph
 from qtool.quantize.bias_range import fit_biases
 from qtool.quantize.calibrate import Calibrated, Range
@@ -60,7 +58,7 @@ def _with_parameters(model: QatModel) -> Prepared:
     for layer in model.layers:
         if isinstance(layer, Weighted):
             weight, bias = layer.folded()
-            arrays[layer.node.inputs[1]] = weight if layer.fake_quant is None else _clipped(weight, layer.fake_quant)
+            arrays[layer.node.inputs[1]] = weight
             if bias is not None:
                 arrays[layer.node.inputs[2]] = bias
         elif isinstance(layer, BatchNormLayer):
@@ -68,16 +66,6 @@ def _with_parameters(model: QatModel) -> Prepared:
     graph = replace(prepared.graph, initializers=MappingProxyType(arrays))
     qconfigs = {name: replace(config, bias_correction=False) for name, config in prepared.qconfigs.items()}
     return replace(prepared, graph=graph, qconfigs=MappingProxyType(qconfigs))
-
-
-def _clipped(weight: Array, quantizer: FakeQuant) -> Array:
-    """The weight within what its limits can hold: conversion clips to the storage type, which may hold more."""
-    grid = quantizer.grid
-    stored = np.asarray(grid.qparams.quantize(weight), np.int32)
-    if stored.min() >= grid.low and stored.max() <= grid.high:
-        return weight
-    limit = grid.qparams.dequantize(np.clip(stored, grid.low, grid.high))
-    return np.where((stored < grid.low) | (stored > grid.high), limit, weight)
 
 
 def _ranges(quantizers: Mapping[str, FakeQuant]) -> dict[str, Range]:

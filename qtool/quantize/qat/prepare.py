@@ -14,6 +14,7 @@ from qtool.ops import attrs_of
 from qtool.ops.check import check_types
 from qtool.passes import Fusion, clean
 from qtool.passes.fold_bn import Norm, can_fold, inverse_deviation
+from qtool.quantize.calibrate import check_parameters
 from qtool.quantize.prepare import Prepared, PrepareOptions, prepare
 from qtool.recipe.match import Matches
 from qtool.recipe.schema import Mode, Rule
@@ -72,9 +73,11 @@ class QatPrepared:
 def prepare_qat(graph: Graph, rules: Sequence[Rule], options: PrepareOptions) -> QatPrepared:
     """As ``prepare``, with batch norms kept apart from their layers for training.
 
-    QuantizationError for what cannot be trained: layers inside of control flow, and what ``prepare`` refuses.
+    QuantizationError for what cannot be trained: layers inside of control flow, NaN or infinity in weights, and what
+    ``prepare`` refuses.
     """
     prepared = prepare(graph, rules, replace(options, mode=Mode.QAT))
+    check_parameters(prepared)
     inner = [path for path, body in prepared.bodies.items() if body.quantized]
     if inner:
         raise QuantizationError(
