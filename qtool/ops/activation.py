@@ -12,7 +12,7 @@ import numpy as np
 from qtool.ir import Array, TensorType
 from qtool.ops.dims import axis_of, need_float, need_numbers, need_shape, product, spell
 from qtool.ops.erf import erf
-from qtool.ops.registry import Attrs, OpSpec, QuantRule, Vjp, VjpCall, register, require
+from qtool.ops.registry import Attrs, OpSpec, QuantRule, VjpCall, register, require
 from qtool.ops.vjp import Gradients, elementwise, grad_of, gradients, unbroadcast
 
 Activation = Literal["none", "relu", "clamp", "hardswish"]
@@ -136,10 +136,10 @@ def activation_grad(call: VjpCall, reference: Callable[..., tuple[Array, ...]]) 
     """
     attrs, grad, y = call.attrs, grad_of(call), call.outputs[0]
     if attrs.activation == "relu":
-        return np.where(y > 0, grad, grad.dtype.type(0))
+        return np.asarray(grad * (y > 0))  # several times as fast as a choice between two arrays
     if attrs.activation == "clamp":
         low, high = attrs.clamp
-        return np.where((y > _like(y, low)) & (y < _like(y, high)), grad, grad.dtype.type(0))
+        return np.asarray(grad * ((y > _like(y, low)) & (y < _like(y, high))))
     if attrs.activation == "hardswish":
         (before,) = reference(replace(attrs, activation="none"), *call.inputs)
         return np.asarray(grad * hardswish_slope(before))
@@ -153,14 +153,15 @@ def swish_slope(x: Array, alpha: float = 1.0) -> Array:
     return np.asarray(s * (1 + scaled * (1 - s)))
 
 
-def gelu_slope(x: Array, approximate: str) -> Array:
+def gelu_slope(x: Array, y: Array, approximate: str) -> Array:
+    """With Phi(x) from y = x * Phi(x), which saves another erf."""
     wide = x.astype(np.float64)
     if approximate == "tanh":
         factor = math.sqrt(2 / math.pi)
         t = np.tanh(factor * (wide + 0.044715 * wide**3))
         return np.asarray(0.5 * (1 + t) + 0.5 * wide * (1 - t * t) * factor * (1 + 3 * 0.044715 * wide**2))
     density = np.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
-    return np.asarray(0.5 * (1 + erf(wide / math.sqrt(2))) + wide * density)
+    return np.asarray(np.where(x == 0, 0.5, y / np.where(x == 0, 1, wide)) + wide * density)
 
 
 def softmax_vjp(call: VjpCall) -> Gradients:
@@ -235,15 +236,13 @@ def _unary(
     onnx: str = "",
     attrs: type[Attrs] = NoAttrs,
     infer: Callable[..., tuple[TensorType, ...]] = _same,
-    *,
-    vjp: Vjp,
     **more: Any,
 ) -> None:
     def reference(attrs: Attrs, x: Array) -> tuple[Array, ...]:
         return (function(attrs, x),)
 
     names = (onnx,) if onnx else ()
-    register(OpSpec(name, attrs, ("x",), infer, reference, rule, onnx=names, kernel=name, vjp=vjp, **more))
+    register(OpSpec(name, attrs, ("x",), infer, reference, rule, onnx=names, kernel=name, **more))
 
 
 SAME, FREE, FIXED = QuantRule.SAME_AS_INPUT, QuantRule.FREE, QuantRule.FIXED
@@ -305,7 +304,7 @@ _unary(
     None,
     "Gelu",
     GeluAttrs,
-    vjp=elementwise(lambda a, x, _: gelu_slope(x, a.approximate)),
+    vjp=elementwise(lambda a, x, y: gelu_slope(x, y, a.approximate)),
 )
 _unary("silu", lambda _, x: x * sigmoid(x), None, "Swish", vjp=elementwise(lambda _, x, __: swish_slope(x)))
 _unary(

@@ -228,7 +228,7 @@ def max_pool_vjp(call: VjpCall) -> Gradients:
         for under, target in zip(geometry.taps(padded, *window), geometry.taps(found, *window), strict=True):
             chosen = free & (under == y)
             free &= ~chosen
-            np.add(target, np.where(chosen, grad, 0), out=target)
+            np.add(target, grad * chosen, out=target)
         return unpad(found, _needed(attrs, x.shape[2:], attrs.dilation, out))
 
     return gradients(call, part)

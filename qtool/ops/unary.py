@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,6 +166,10 @@ SLOPES: Mapping[str, Callable[[Any, Array, Array], Any]] = {
     "swish": lambda a, x, _: swish_slope(x, a.alpha),
 }
 """Derivatives of the functions, from x and y; at kinks as PyTorch has them."""
+VJPS: Mapping[str, Vjp] = {
+    **{name: elementwise(slope) for name, slope in SLOPES.items()},
+    "log_softmax": log_softmax_vjp,
+}
 
 
 def _unary(
@@ -174,7 +179,6 @@ def _unary(
     infer: Callable[..., Types] = float_type,
     attrs: type[Attrs] = NoAttrs,
     kernel: str = "",
-    vjp: Vjp | None = None,
 ) -> None:
     """Computes in float64 where the input is float (it is rounded once, at the end), in the input's type elsewhere."""
 
@@ -184,8 +188,8 @@ def _unary(
             y = np.asarray(function(attrs, wide))
             return (y if y.dtype == np.bool_ and infer is _test_type else y.astype(x.dtype, copy=False),)
 
-    backward = elementwise(SLOPES[name]) if name in SLOPES else vjp
-    register(OpSpec(name, attrs, ("x",), infer, reference, onnx=(onnx,), empty=True, kernel=kernel, vjp=backward))
+    spec = OpSpec(name, attrs, ("x",), infer, reference, onnx=(onnx,), empty=True, kernel=kernel)
+    register(dataclasses.replace(spec, vjp=VJPS.get(name)))
 
 
 _unary("Abs", "abs", lambda _, x: np.abs(x), number_type)
@@ -229,5 +233,5 @@ _unary(
     HardSigmoidAttrs,
 )
 _unary("Swish", "swish", lambda a, x: x * sigmoid(a.alpha * x), float_type, AlphaAttrs)
-_unary("LogSoftmax", "log_softmax", lambda a, x: log_softmax(x, a.axis), _along_type, AxisAttrs, vjp=log_softmax_vjp)
+_unary("LogSoftmax", "log_softmax", lambda a, x: log_softmax(x, a.axis), _along_type, AxisAttrs)
 _unary("Hardmax", "hardmax", lambda a, x: hardmax(x, a.axis), _along_type, AxisAttrs)
