@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from op_cases import CASES, Case
 from op_onnx_cases import ONNX_CASES
-from vjp_cases import DOMAINS, MORE
+from vjp_cases import DOMAINS, EMPTY, MORE
 
 from qtool.errors import DataError, ModelError
 from qtool.ops import all_ops, get, parse_attrs
@@ -123,6 +124,40 @@ def test_what_is_not_needed_is_not_given(op):
         assert none == (None,) * len(arrays)
         zeros = run_vjp(spec, parsed, arrays, [None] * len(outputs))
         assert all(grad is None or not np.nan_to_num(grad).any() for grad in zeros)
+
+
+@pytest.mark.parametrize("op", sorted(TRAINED - {"cast"}))
+def test_half_precision(op):
+    """The derivatives have the inputs' type and are those of float64, as near as its ten bits allow."""
+    for attrs, arrays in cases_of(op):
+        spec, rng = get(op), np.random.default_rng(2)
+        parsed = parse_attrs(spec.attrs, attrs, op)
+        found = []
+        halves = [a.astype(np.float16) if is_float(a) and (op, i) not in CONSTANT else a for i, a in enumerate(arrays)]
+        shapes = [y.shape for y in spec.reference(parsed, *halves)]
+        grads = [rng.standard_normal(shape).astype(np.float16) for shape in shapes]
+        for dtype in (np.float16, np.float64):
+            same = [a.astype(dtype) if a is not None and a.dtype == np.float16 else a for a in halves]
+            outputs = spec.reference(parsed, *same)
+            given = [g.astype(y.dtype) if is_float(y) else None for g, y in zip(grads, outputs, strict=True)]
+            found.append(run_vjp(spec, parsed, same, given))
+        for half, wide in zip(*found, strict=True):
+            if half is not None and wide is not None and wide.dtype == np.float64:
+                fits = np.isfinite(half) & np.isfinite(wide)
+                limit = 0.03 * max(1.0, float(np.abs(wide[fits]).max(initial=0)))
+                np.testing.assert_allclose(half[fits].astype(np.float64), wide[fits], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("case", EMPTY, ids=lambda case: f"{case[0]} {case[1]}")
+def test_tensors_without_elements(case):
+    op, attrs, *arrays = case
+    spec = get(op)
+    parsed = parse_attrs(spec.attrs, attrs, op)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of the mean of nothing
+        outputs = spec.reference(parsed, *arrays)
+        found = run_vjp(spec, parsed, arrays, [np.ones_like(y) if is_float(y) else None for y in outputs])
+    assert any(grad is not None for grad in found)
 
 
 @pytest.mark.parametrize("op", sorted(TRAINED))

@@ -153,3 +153,31 @@ MORE["dft"] = [
     ({"inverse": True}, f(3, 5, 2), scalar(8)),
     *(({"inverse": True, "onesided": True}, f(3, 5, 2), length) for length in (None, scalar(7), scalar(6), scalar(14))),
 ]
+
+NONE = np.zeros((0, 3), np.float32)
+EMPTY: list[tuple] = [
+    ("abs", {}, NONE),
+    ("log_softmax", {}, NONE),
+    ("pow", {}, NONE, f(3)),
+    ("max", {}, NONE, f(1, 3)),
+    ("where", {}, np.zeros((0, 1), bool), NONE, f(1, 3)),
+    ("gemm", {}, NONE, f(3, 2), f(2)),
+    ("einsum", {"equation": "ij,jk->ik"}, NONE, f(3, 2)),
+    ("gather", {"axis": 1}, NONE, i64(0, 1)),
+    ("gather", {}, f(2, 3), i64()),
+    ("gather_nd", {}, f(2, 3), np.zeros((0, 1), np.int64)),
+    ("scatter_nd", {}, f(2, 3), np.zeros((0, 1), np.int64), NONE),
+    ("compress", {"axis": 0}, f(2, 3), np.array([False, False])),
+    ("top_k", {}, f(2, 3), i64(0)),
+    ("cum_sum", {"exclusive": True}, NONE, scalar(0)),
+    ("cum_prod", {}, NONE, scalar(0)),
+    ("slice_to", {}, f(2, 3), i64(2), i64(2)),
+    ("split_to", {"outputs": 2}, f(2, 3), i64(2, 0)),
+    ("tile", {}, f(2, 3), i64(0, 1)),
+    ("expand", {}, np.zeros((0, 1), np.float32), i64(0, 3)),
+    ("pad_to", {}, NONE, i64(1, 0, 1, 0), np.array(1, np.float32)),
+    ("resize", {"axes": (0,)}, NONE, None, None, i64(0)),
+    *((f"reduce_{name}", {"axes": (0,)}, NONE) for name in ("max", "sum", "prod", "l2", "log_sum_exp")),
+    *((f"reduce_{name}", {"axes": (1,)}, NONE) for name in ("min", "mean", "prod", "l1", "log_sum")),
+]
+"""Tensors without elements."""

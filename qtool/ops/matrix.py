@@ -165,7 +165,8 @@ def einsum_vjp(call: VjpCall) -> Gradients:
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
         for letter, size in zip(term, tensor.shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
+            if sizes.get(letter, 1) == 1:  # what has size 1 is broadcast, to size 0 as well
+                sizes[letter] = size
 
     def by(position: int) -> Array:
         term, tensor = terms[position], tensors[position]
