@@ -216,7 +216,7 @@ def test_layers_inside_of_control_flow_are_refused() -> None:
     flag = b.param("flag", np.array(True))
     (out,) = b.nodes("if", [flag, x], 1, name="choice", graphs={"then_branch": body, "else_branch": body})
     rules = [Rule("", get_default_qat_qconfig("qnnpack"))]
-    with pytest.raises(QuantizationError, match="mode qat cannot train the layers in 'choice[.]then_branch'"):
+    with pytest.raises(QuantizationError, match=r"mode qat cannot train the layers in 'choice[.]then_branch'"):
         prepare_qat(b.finish([out]), rules, PrepareOptions(Mode.QAT, Backend.QNNPACK))
 
 
