@@ -17,6 +17,7 @@ from qtool.ops.registry import VjpCall
 from qtool.quantize.qat.operators import Grid, Normalized, Operators
 
 F32 = np.float32
+UNLIMITED = (-np.inf, np.inf)
 
 
 def make_operators(threads: int = 1, isa: str | None = None) -> Operators:
@@ -33,6 +34,12 @@ class NativeOperators(Operators):
         self._kernels = kernels
 
     def run(self, op: str, attrs: Any, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
+        limits = _limits(op, attrs, inputs)
+        if limits is not None:
+            first, *second = map(_there, inputs)
+            if op == "add":
+                return (elementwise(lambda a, b: self._kernels.add(a, b, *limits), first, *second),)
+            return (elementwise(lambda a: self._kernels.clamp(a, *limits), first),)
         if not _is_plain(op, attrs, inputs):
             return super().run(op, attrs, inputs)
         x, weight, bias = (*inputs, None, None)[:3]
@@ -44,6 +51,12 @@ class NativeOperators(Operators):
         return (nchw(self._kernels.conv(nhwc(x), nhwc(weight), bias, _geometry(attrs))),)
 
     def vjp(self, op: str, call: VjpCall) -> tuple[Array | None, ...]:
+        limits = _limits(op, call.attrs, call.inputs)
+        if limits is not None:
+            dy = _there(call.grads[0])
+            if limits != UNLIMITED:
+                dy = elementwise(lambda y, d: self._kernels.clamp_grad(y, d, *limits), call.outputs[0], dy)
+            return tuple(dy if needed else None for needed in call.needed)
         if not _is_plain(op, call.attrs, call.inputs):
             return super().vjp(op, call)
         return self._linear_grad(call) if op == "linear" else self._conv_grad(call)
@@ -157,6 +170,15 @@ def _is_plain(op: str, attrs: Any, inputs: tuple[Array | None, ...]) -> bool:
     if any(array is not None and array.dtype != np.float32 for array in inputs):
         return False
     return op == "linear" or attrs.padding_mode == "zeros"
+
+
+def _limits(op: str, attrs: Any, inputs: tuple[Array | None, ...]) -> tuple[float, float] | None:
+    """Between which a sum of two tensors of one shape, or a tensor, is clamped; None for any other operator."""
+    if any(array is None or array.dtype != np.float32 or array.shape != _there(inputs[0]).shape for array in inputs):
+        return None
+    if op == "add" and attrs.activation in ("none", "relu"):
+        return UNLIMITED if attrs.activation == "none" else (0.0, np.inf)
+    return {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}.get(op)
 
 
 def _geometry(attrs: Any) -> ConvGeometry:
