@@ -111,7 +111,7 @@ void run_narrow(const QconvJob& job) {
 
 }  // namespace
 
-const QconvKernel qconv_avx512vnni = {kRows, kVectors * kLanes, kLanes, 1, false, run};
-const QconvKernel qconv_avx512vnni_narrow = {kNarrowRows, kNarrowVectors * kLanes, kLanes, 1, true, run_narrow};
+const QconvKernel qconv_avx512vnni = {kRows, kVectors * kLanes, kLanes, 4, false, run};
+const QconvKernel qconv_avx512vnni_narrow = {kNarrowRows, kNarrowVectors * kLanes, kLanes, 4, true, run_narrow};
 
 }  // namespace qtool

@@ -6,33 +6,26 @@
 namespace qtool {
 namespace {
 
-// Where the weight for 4 * s + j and channel c lies; see qconv.h.
-int64_t element(const QconvKernel& kernel, int vectors, int64_t s, int j, int c) {
-  const int step = kernel.step;
-  if (kernel.element_bytes == 1) return (s * vectors * step + c) * 4 + j;
-  return (((s * vectors + c / step) * 2 + j % 2) * step + c % step) * 2 + j / 2;
-}
-
-template <class Element>
 void pack(const int8_t* weight, const QconvDepth& depth, const QconvKernel& kernel, const QconvPanel& panel,
-          Element* packed) {
+          int8_t* packed) {
+  const int64_t group = kernel.group, width = panel.vectors * kernel.step;
   for (int c = 0; c < panel.columns; c++) {
     for (int64_t tap = 0; tap < depth.taps; tap++) {
       for (int64_t i = 0; i < depth.length; i++) {
-        const int64_t s = (tap * depth.padded + i) / 4;
-        packed[element(kernel, panel.vectors, s, static_cast<int>(i % 4), c)] = *weight++;
+        const int64_t k = tap * depth.padded + i;
+        packed[(k / group * width + c) * group + k % group] = *weight++;
       }
     }
   }
 }
 
-// The same for elements of one byte, four of which lie as in the source, and taps without padding: a walk along what is
-// written takes a third of the time.
-void pack_fours(const int8_t* weight, const QconvDepth& depth, const QconvKernel& kernel, const QconvPanel& panel,
+// The same for groups of G and taps without padding: a walk along what is written takes a third of the time.
+template <int G>
+void pack_groups(const int8_t* weight, const QconvDepth& depth, const QconvKernel& kernel, const QconvPanel& panel,
                 int8_t* packed) {
   const int64_t length = depth.taps * depth.length, width = panel.vectors * kernel.step;
-  for (int64_t s = 0; s < length / 4; s++) {
-    for (int c = 0; c < panel.columns; c++) std::memcpy(packed + (s * width + c) * 4, weight + c * length + s * 4, 4);
+  for (int64_t s = 0; s < length / G; s++) {
+    for (int c = 0; c < panel.columns; c++) std::memcpy(packed + (s * width + c) * G, weight + c * length + s * G, G);
   }
 }
 
@@ -134,18 +127,18 @@ std::vector<QconvPanel> pack_qconv(const qt_conv_args& args, const QconvDepth& d
       panel.output = first + at;
       panel.columns = columns;
       panel.vectors = vectors;
-      panel.tap_bytes = checked_product({depth.padded, width, kernel.element_bytes});
-      uint8_t* weight = memory->allocate(checked_product({depth.taps, panel.tap_bytes}));
+      panel.tap_bytes = checked_product({depth.padded, width});
+      int8_t* weight = reinterpret_cast<int8_t*>(memory->allocate(checked_product({depth.taps, panel.tap_bytes})));
       panel.weight = weight;
       const int8_t* source = static_cast<const int8_t*>(args.weight) + panel.output * depth.taps * depth.length;
-      if (kernel.element_bytes == 1 && depth.length == depth.padded) {
-        pack_fours(source, depth, kernel, panel, reinterpret_cast<int8_t*>(weight));
-      } else if (kernel.element_bytes == 1) {
-        pack(source, depth, kernel, panel, reinterpret_cast<int8_t*>(weight));
+      if (depth.length != depth.padded) {
+        pack(source, depth, kernel, panel, weight);
+      } else if (kernel.group == 2) {
+        pack_groups<2>(source, depth, kernel, panel, weight);
       } else {
-        pack(source, depth, kernel, panel, reinterpret_cast<int16_t*>(weight));
+        pack_groups<4>(source, depth, kernel, panel, weight);
       }
-      if (kernel.split) panel.rest = split_pairs(reinterpret_cast<int8_t*>(weight), depth, panel.tap_bytes, memory);
+      if (kernel.split) panel.rest = split_pairs(weight, depth, panel.tap_bytes, memory);
       pack_numbers(args, depth, tap_sets, width, &panel, memory);
       panels.push_back(panel);
     }

@@ -28,6 +28,8 @@ constexpr int64_t kPanelBytes = 256 << 10;
 // Of split weights, over the steps: with a third of more steps all that is gained would be lost.
 constexpr double kMostRest = 0.15;
 constexpr int64_t kChunkPixels = 192, kLeastChunks = 8, kMostPieces = 1 << 16;
+// Of widened pixels, which share the L2 cache with a panel; with fewer pixels weights would be read too often.
+constexpr int64_t kWordsBytes = 256 << 10, kLeastWidened = 48;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -50,7 +52,9 @@ class Qconv final : public Op {
   void run(const RunContext& context) const override;
   const char* kernel() const override { return row_.name; }
   Extents extents() const override { return extents_; }
-  int64_t scratch_bytes() const override { return tile_bytes_ + output_bytes_ + pointer_bytes_ + patch_bytes_; }
+  int64_t scratch_bytes() const override {
+    return tile_bytes_ + output_bytes_ + pointer_bytes_ + patch_bytes_ + words_bytes_;
+  }
 
  private:
   struct Job;
@@ -60,7 +64,7 @@ class Qconv final : public Op {
   void measure_scratch();
   void run_chunk(const RunContext& context, int64_t chunk, int thread) const;
   void place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, uint8_t* scratch) const;
-  void run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual) const;
+  void run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual, bool widen) const;
   int64_t tiles_of(const Piece& piece) const { return ceil_div(piece.count, kernel_.rows); }
 
   Row<const QconvKernel*> row_;
@@ -79,13 +83,20 @@ class Qconv final : public Op {
   std::vector<int64_t> chunk_begins_;  // row_parts_ + 1 indices of pieces
   int64_t row_parts_, panel_parts_;    // chunks are row_parts x panel_parts
   int64_t row_groups_;                 // parts of the picture that come one after the other: all panels of one, then the next
-  int64_t tile_bytes_ = 0, output_bytes_ = 0, pointer_bytes_ = 0, patch_bytes_ = 0;  // of the largest chunk
+  int64_t words_pitch_;                // of a widened pixel, or 0
+  int64_t tile_bytes_ = 0, output_bytes_ = 0, pointer_bytes_ = 0, patch_bytes_ = 0, words_bytes_ = 0;  // of the largest chunk
 };
 
 QconvDepth depth_of(const qt_conv_args& a) {
   const int64_t channels = a.in_channels / a.groups;
   const int64_t length = has_joined_taps(a) ? a.kernel_width * channels : channels;
   return {a.kernel_height * (a.kernel_width * channels / length), length, round_up(length, 4)};
+}
+
+// Whole vectors and, for rows not to fall on the same lines of the L1 cache, another line.
+int64_t words_pitch(const QconvDepth& depth) {
+  const int64_t bytes = checked_product({depth.taps, depth.padded, 2});
+  return round_up(bytes, 32) + (bytes >= 512 ? 64 : 0);
 }
 
 // Which of all taps a region walks.
@@ -114,6 +125,7 @@ Qconv::Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const
     taken_.push_back(taken_taps(region, depth_.taps / args.kernel_height));
   }
   panels_ = pack_qconv(args, depth_, taken_, kernel_, context.memory);
+  words_pitch_ = kernel_.widen != nullptr ? words_pitch(depth_) : 0;
   cut_pieces();
   cut_chunks(context.threads);
   measure_scratch();
@@ -125,8 +137,10 @@ int64_t Qconv::chunk_pixels() const {
   int64_t all = 0;
   for (const QconvPixels& region : regions_) all += region.pixels();
   const int64_t panels = panels_.size();
-  int64_t parts = std::max<int64_t>(1, ceil_div(all, kChunkPixels));
-  if (panels * parts >= kLeastChunks) return kChunkPixels;
+  const int64_t most = words_pitch_ == 0 ? kChunkPixels
+                                         : std::clamp(kWordsBytes / words_pitch_, kLeastWidened, kChunkPixels);
+  int64_t parts = std::max<int64_t>(1, ceil_div(all, most));
+  if (panels * parts >= kLeastChunks) return most;
   while ((panels * parts < kLeastChunks / 2 || panels * parts % 2 != 0) && all / parts > 3 * kernel_.rows) parts++;
   return std::max<int64_t>(1, ceil_div(all, parts));
 }
@@ -157,7 +171,7 @@ void Qconv::cut_chunks(int threads) {
   row_parts_ = chunk_begins_.size();
   chunk_begins_.push_back(pieces_.size());
   const int64_t panels = panels_.size();
-  const int64_t panel_bytes = depth_.taps * depth_.padded * kernel_.columns * kernel_.element_bytes;
+  const int64_t panel_bytes = depth_.taps * depth_.padded * kernel_.columns;
   panel_parts_ = ceil_div(panels, std::max<int64_t>(1, kPanelBytes / panel_bytes));
   panel_parts_ = std::min(panels, std::max(panel_parts_, ceil_div(kLeastChunks, std::max<int64_t>(1, row_parts_))));
   const bool even = panels % threads == 0 || panels >= 4 * threads;
@@ -178,7 +192,8 @@ void Qconv::measure_scratch() {
     tile_bytes_ = std::max(tile_bytes_, round_up(tiles * static_cast<int64_t>(sizeof(QconvTile)), 64));
     output_bytes_ = std::max(output_bytes_, round_up(pixels * 8, 64));
     pointer_bytes_ = std::max(pointer_bytes_, round_up(pointers * 8, 64));
-    patch_bytes_ = std::max(patch_bytes_, patch);
+    patch_bytes_ = std::max(patch_bytes_, round_up(patch, 64));
+    words_bytes_ = std::max(words_bytes_, checked_product({pixels, words_pitch_}));
   }
 }
 
@@ -201,17 +216,20 @@ void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) cons
   place_tiles(static_cast<const uint8_t*>(context.inputs[0]), pieces, piece_count, scratch);
   QconvJob job = {};
   job.length = depth_.padded;
+  job.words_pitch = words_pitch_;
   job.finish = &finish_;
   job.out = static_cast<uint8_t*>(context.output);
   const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   const int64_t panels = panels_.size();
+  const int64_t first = part_begin(panels, panel_parts_, panel_part);
   const int64_t end = part_begin(panels, panel_parts_, panel_part + 1);
-  for (int64_t p = part_begin(panels, panel_parts_, panel_part); p < end; p++) {
+  for (int64_t p = first; p < end; p++) {
     job.end = reinterpret_cast<const QconvTile*>(scratch);
+    const bool widen = kernel_.widen != nullptr && (p == first || panels_[p].input != panels_[p - 1].input);
     for (const Piece* piece = pieces; piece != pieces + piece_count; piece++) {
       job.tiles = job.end;
       job.end = job.tiles + tiles_of(*piece);
-      run_piece(panels_[p], *piece, job, residual);
+      run_piece(panels_[p], *piece, job, residual, widen);
     }
   }
 }
@@ -222,6 +240,7 @@ void Qconv::place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, ui
   int64_t* outputs = reinterpret_cast<int64_t*>(scratch + tile_bytes_);
   const uint8_t** pointers = reinterpret_cast<const uint8_t**>(scratch + tile_bytes_ + output_bytes_);
   uint8_t* patch = scratch + tile_bytes_ + output_bytes_ + pointer_bytes_;
+  uint8_t* words = patch + patch_bytes_;
   for (const Piece* piece = pieces; piece != pieces + count; piece++) {
     const QconvPixels& pixels = *piece->pixels;
     const int64_t tiles = tiles_of(*piece), least = piece->count / tiles, larger = piece->count % tiles;
@@ -234,11 +253,14 @@ void Qconv::place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, ui
       tile->offsets = pixels.offsets(tile->step);
       pointers += tile->step == 0 ? kernel_.rows : kernel_.rows * pixels.taps();
       outputs += tile->rows;
+      tile->words = words;
+      words += tile->rows * words_pitch_;
     }
   }
 }
 
-void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual) const {
+void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual,
+                      bool widen) const {
   job.taps = piece.pixels->taps();
   job.taken = piece.taken;
   job.offset = panel.input;
@@ -253,6 +275,7 @@ void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job,
   job.out += panel.output;
   if (residual != nullptr) residual += panel.output;
   if (residual_ == 1) job.residual = residual;
+  if (widen) kernel_.widen(job);
   kernel_.run(job);
   if (!after_.is_needed()) return;
   const int64_t* outputs = job.tiles->outputs;

@@ -9,13 +9,15 @@
 //   k  0..K-1, ordered (tap, i): tap is (ky, kx), or ky alone where the kernel's columns lie side by side in memory
 //   o  output channel; a group's channels are a product of their own
 //
-// a is never built: each pixel has a pointer a tap, to its input bytes, or to a row of x_zero for taps outside of the
+// a is not built: each pixel has a pointer a tap, to its input bytes, or to a row of x_zero for taps outside of the
 // picture. Taps that all pixels of a region see outside are left out, in the sums and in their start (regions.h). A tap
 // is walked in steps of 4 bytes; the weights of what is read past its end are 0 (so up to 3 bytes past the input's own
 // end are read, see QT_SLACK). Weights are packed in panels of `columns` channels, the last panel of a
-// group rounded up to `step` channels and filled with zeros. An element of a panel for k = 4*s + j and channel c is
-//   element_bytes 1  int8   [s][c][j]
-//   element_bytes 2  int16  [s][c / step][j % 2][c % step][j / 2]    even and odd bytes apart, for 16-bit products
+// group rounded up to `step` channels and filled with zeros. The weight of a panel for k and channel c, an int8, is at
+// [k / group][c][k % group]: a kernel's `group` is of 4 neighbours for products of bytes, of 2 for those of 16 bits.
+//
+// A kernel with `widen` does build a, a chunk of pixels at a time: `words`, in 16 bits, which all panels of a group of
+// channels then read.
 //
 // A kernel with `split` weights multiplies pairs (j = 0, 1 and 2, 3) of bytes and adds the two products in an int16. No
 // sum of any two bytes leaves its range if the pair's weights add up to -128..128: 128 * 255 < 2^15. What a pair has
@@ -46,6 +48,7 @@ struct QconvTile {
   const int64_t* offsets;  // [taps]
   const int64_t* outputs;  // [rows], where they begin in the output
   int64_t rows;            // 1..kernel.rows
+  uint8_t* words;          // of a kernel with `widen`: uint16 [rows][taps][length], rows words_pitch bytes apart
 };
 
 // The further steps of split weights; those of tap t are begins[t] .. begins[t + 1] - 1.
@@ -61,6 +64,7 @@ struct QconvJob {
   const QconvTile* end;
   int64_t taps, length;     // length is in bytes, a multiple of 4
   int64_t offset;           // the group's first input channel
+  int64_t words_pitch;
   const int64_t* taken;     // [taps], which of the panel's taps
   int64_t tap_bytes;        // of the panel's weights
   int vectors;              // 1..kernel.columns / step
@@ -77,10 +81,11 @@ struct QconvJob {
 
 // A kernel with what the packing must know of it.
 struct QconvKernel {
-  int rows, columns, step, element_bytes;
+  int rows, columns, step, group;
   bool narrow;  // better than the others where a group has no more channels than `columns`, worse where it has
   void (*run)(const QconvJob& job);
   bool split = false;  // faster, the more pairs of weights need no further step
+  void (*widen)(const QconvJob& job) = nullptr;  // fills the tiles' words; reads nothing of a panel but its offset
 };
 
 #define QT_KERNEL(isa, name, tile) extern const QconvKernel name;

@@ -34,6 +34,6 @@ void run(const QconvJob& job) {
 
 }  // namespace
 
-const QconvKernel qconv_scalar = {kRows, kColumns, kStep, 1, false, run};
+const QconvKernel qconv_scalar = {kRows, kColumns, kStep, 4, false, run};
 
 }  // namespace qtool
