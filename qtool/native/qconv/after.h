@@ -1,4 +1,4 @@
-// What follows a convolution's own rounding, on bytes that are still in the L1 cache: the sum with a second quantized
+// What follows a convolution's own rounding, on bytes that are still in the cache: the sum with a second quantized
 // tensor (residual 2), then a table.
 #pragma once
 

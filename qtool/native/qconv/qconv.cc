@@ -64,7 +64,8 @@ class Qconv final : public Op {
   void measure_scratch();
   void run_chunk(const RunContext& context, int64_t chunk, int thread) const;
   void place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, uint8_t* scratch) const;
-  void run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual, bool widen) const;
+  void run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, bool widen) const;
+  void run_after(const RunContext& context, const int64_t* outputs, int64_t count, int64_t first, int64_t end) const;
   int64_t tiles_of(const Piece& piece) const { return ceil_div(piece.count, kernel_.rows); }
 
   Row<const QconvKernel*> row_;
@@ -219,7 +220,7 @@ void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) cons
   job.words_pitch = words_pitch_;
   job.finish = &finish_;
   job.out = static_cast<uint8_t*>(context.output);
-  const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
+  job.residual = residual_ == 1 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   const int64_t panels = panels_.size();
   const int64_t first = part_begin(panels, panel_parts_, panel_part);
   const int64_t end = part_begin(panels, panel_parts_, panel_part + 1);
@@ -229,8 +230,13 @@ void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) cons
     for (const Piece* piece = pieces; piece != pieces + piece_count; piece++) {
       job.tiles = job.end;
       job.end = job.tiles + tiles_of(*piece);
-      run_piece(panels_[p], *piece, job, residual, widen);
+      run_piece(panels_[p], *piece, job, widen);
     }
+  }
+  if (!after_.is_needed()) return;
+  const int64_t* outputs = reinterpret_cast<const int64_t*>(scratch + tile_bytes_);
+  for (const Piece* piece = pieces; piece != pieces + piece_count; outputs += piece->count, piece++) {
+    run_after(context, outputs, piece->count, first, end);
   }
 }
 
@@ -259,8 +265,7 @@ void Qconv::place_tiles(const uint8_t* x, const Piece* pieces, int64_t count, ui
   }
 }
 
-void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, const uint8_t* residual,
-                      bool widen) const {
+void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job, bool widen) const {
   job.taps = piece.pixels->taps();
   job.taken = piece.taken;
   job.offset = panel.input;
@@ -273,16 +278,22 @@ void Qconv::run_piece(const QconvPanel& panel, const Piece& piece, QconvJob job,
   job.bias = panel.bias;
   job.multiplier = panel.multiplier;
   job.out += panel.output;
-  if (residual != nullptr) residual += panel.output;
-  if (residual_ == 1) job.residual = residual;
+  if (job.residual != nullptr) job.residual += panel.output;
   if (widen) kernel_.widen(job);
   kernel_.run(job);
-  if (!after_.is_needed()) return;
-  const int64_t* outputs = job.tiles->outputs;
-  for (int64_t i = 0, end; i < piece.count; i = end) {  // neighbours at once
-    for (end = i + 1; end < piece.count && outputs[end] == outputs[end - 1] + pitch_;) end++;
+}
+
+// What follows the panels from `first` on, before `end`, of `count` pixels that begin at `outputs`: neighbours at once.
+void Qconv::run_after(const RunContext& context, const int64_t* outputs, int64_t count, int64_t first,
+                      int64_t end) const {
+  const QconvPanel& last = panels_[end - 1];
+  const int64_t channel = panels_[first].output, columns = last.output + last.columns - channel;
+  uint8_t* out = static_cast<uint8_t*>(context.output) + channel;
+  const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) + channel : nullptr;
+  for (int64_t i = 0, next; i < count; i = next) {
+    for (next = i + 1; next < count && outputs[next] == outputs[next - 1] + pitch_;) next++;
     const int64_t at = outputs[i];
-    after_.run(job.out + at, residual != nullptr ? residual + at : nullptr, end - i, panel.columns, pitch_);
+    after_.run(out + at, residual != nullptr ? residual + at : nullptr, next - i, columns, pitch_);
   }
 }
 
