@@ -32,21 +32,31 @@ INLINE void store_part(uint8_t* out, __m128i bytes, int count) {
   if (count & 1) out[count & 2] = (uint8_t)(rest >> (count & 2) * 8);
 }
 
-// What is out of the range of a byte is clamped where it is packed; see `fits`.
-INLINE __m256i rounded(const QconvJob& job, __m256i sum, int column, const uint8_t* residual) {
-  const QconvFinish& f = *job.finish;
-  __m256 r = _mm256_add_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(job.bias + column));
-  r = _mm256_mul_ps(r, _mm256_load_ps(job.multiplier + column));
-  if (residual != NULL) {
-    const __m128i bytes = _mm_loadl_epi64((const __m128i*)(residual + column));
-    const __m256 other = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(f.res_zero));
-    r = _mm256_add_ps(r, _mm256_mul_ps(other, _mm256_set1_ps(f.res_multiplier)));
-  }
+INLINE __m256 scaled(__m256i sum, const float* bias, const float* multiplier) {
+  return _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(bias)), _mm256_load_ps(multiplier));
+}
+
+// `q` holds the residual's bytes as 32-bit numbers.
+INLINE __m256 with_residual(const QconvFinish& f, __m256 r, __m256i q) {
+  const __m256 other = _mm256_sub_ps(_mm256_cvtepi32_ps(q), _mm256_set1_ps(f.res_zero));
+  return _mm256_add_ps(r, _mm256_mul_ps(other, _mm256_set1_ps(f.res_multiplier)));
+}
+
+// What leaves the range of a byte is clamped where it is packed, unless it leaves that of an int32, too.
+INLINE __m256i to_integers(const QconvFinish& f, __m256 r) {
   if (!f.fits) r = _mm256_min_ps(_mm256_max_ps(r, _mm256_set1_ps(f.low)), _mm256_set1_ps(f.high));
   return _mm256_cvtps_epi32(r);
 }
 
-// Of one row: V * 8 columns as 16-bit numbers, the lower 4 of each vector in the lower half; V of 1 leaves half unused.
+// 32 results of 16 bits to bytes, packed lane by lane.
+INLINE __m256i to_bytes(const QconvFinish& f, __m256i first, __m256i second) {
+  const __m256i zero = _mm256_set1_epi16((int16_t)f.out_zero);
+  __m256i bytes = _mm256_packus_epi16(_mm256_adds_epi16(first, zero), _mm256_adds_epi16(second, zero));
+  bytes = _mm256_max_epu8(bytes, _mm256_set1_epi8((char)f.out_min));
+  return _mm256_min_epu8(bytes, _mm256_set1_epi8((char)f.out_max));
+}
+
+// The V * 8 columns of one row.
 template <int V, bool RESIDUAL>
 INLINE void round_row(const QconvJob& job, const QconvTile& tile, int r, const __m256i (&sum)[V], __m256i (&q)[V]) {
   uint8_t bytes[2 * kLanes];
@@ -55,16 +65,27 @@ INLINE void round_row(const QconvJob& job, const QconvTile& tile, int r, const _
     residual = job.residual + tile.outputs[r];
     if (job.columns < V * kLanes) residual = (const uint8_t*)memcpy(bytes, residual, (size_t)job.columns);
   }
-  UNROLL for (int v = 0; v < V; v++) q[v] = rounded(job, sum[v], v * kLanes, residual);
+  UNROLL for (int v = 0; v < V; v++) {
+    const int column = v * kLanes;
+    __m256 result = scaled(sum[v], job.bias + column, job.multiplier + column);
+    if (RESIDUAL) {
+      const __m128i other = _mm_loadl_epi64((const __m128i*)(residual + column));
+      result = with_residual(*job.finish, result, _mm256_cvtepu8_epi32(other));
+    }
+    q[v] = to_integers(*job.finish, result);
+  }
 }
 
-// 32 results of 16 bits, packed lane by lane, to bytes.
-INLINE __m256i to_bytes(const QconvFinish& f, __m256i first, __m256i second) {
-  const __m256i zero = _mm256_set1_epi16((int16_t)f.out_zero);
-  __m256i bytes = _mm256_packus_epi16(_mm256_adds_epi16(first, zero), _mm256_adds_epi16(second, zero));
-  bytes = _mm256_max_epu8(bytes, _mm256_set1_epi8((char)f.out_min));
-  bytes = _mm256_min_epu8(bytes, _mm256_set1_epi8((char)f.out_max));
-  return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+// The same from two rows of one or two vectors, to the bytes of the first row and those of the second.
+template <int V>
+INLINE __m256i pack_rows(const QconvFinish& f, const __m256i (&first)[V], const __m256i (&second)[V]) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  if (V == 1) {
+    const __m256i words = _mm256_packs_epi32(first[0], second[0]);
+    return _mm256_permute4x64_epi64(_mm256_permutevar8x32_epi32(to_bytes(f, words, words), order), 0x98);
+  }
+  const __m256i words = _mm256_packs_epi32(first[0], first[V - 1]), more = _mm256_packs_epi32(second[0], second[V - 1]);
+  return _mm256_permutevar8x32_epi32(to_bytes(f, words, more), order);
 }
 
 // Two rows at a time.
@@ -75,17 +96,8 @@ INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m256i (&s
     __m256i q[V], p[V];
     round_row<V, RESIDUAL>(job, tile, r, sum[r], q);
     round_row<V, RESIDUAL>(job, tile, other, sum[other], p);
-    __m128i first, second;
-    if (V == 2) {
-      const __m256i bytes =
-          to_bytes(*job.finish, _mm256_packs_epi32(q[0], q[V - 1]), _mm256_packs_epi32(p[0], p[V - 1]));
-      first = _mm256_castsi256_si128(bytes);
-      second = _mm256_extracti128_si256(bytes, 1);
-    } else {
-      const __m256i words = _mm256_packs_epi32(q[0], p[0]);
-      first = _mm256_castsi256_si128(to_bytes(*job.finish, words, words));
-      second = _mm_unpackhi_epi64(first, first);
-    }
+    const __m256i bytes = pack_rows<V>(*job.finish, q, p);
+    const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
     if (job.columns == 2 * kLanes) {
       _mm_storeu_si128((__m128i*)(job.out + tile.outputs[r]), first);
       if (r + 1 < R) _mm_storeu_si128((__m128i*)(job.out + tile.outputs[other]), second);

@@ -10,6 +10,9 @@ namespace qtool {
 namespace {
 
 std::vector<QdwconvSlot> number_taps(const qt_conv_args& args, int group, bool by_columns) {
+  if (by_columns && group == 2) {
+    return {{0, 0}, {1, 0}, {0, 1}, {1, 1}, {0, 2}, {1, 2}, {2, 0}, {2, 1}, {-1, -1}, {2, 2}};
+  }
   std::vector<QdwconvSlot> slots;
   if (by_columns) {
     for (int kx = 0; kx < args.kernel_width; kx++) {

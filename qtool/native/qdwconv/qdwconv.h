@@ -8,7 +8,8 @@
 // A multiplication of bytes that adds `group` neighbouring products at once (VPDPBUSD 4, VPMADDWD 2) sums over taps
 // here: the input vectors of a group of taps are interleaved byte by byte, as unpacking does it. So taps are numbered
 // in groups: slot s of group g, in the order of (ky, kx), the last group filled up with empty slots of weight 0. A
-// kernel with `columns` has a group for each column of a 3x3 kernel instead, which neighbouring pixels then share.
+// kernel with `columns` has a group for each column of a 3x3 kernel instead, which neighbouring pixels then share; with
+// groups of 2 its upper two taps, then the lowest taps of columns 0 and 1, then an empty slot and that of column 2.
 //
 // Unpacking works inside of 128-bit lanes. Channels are cut in blocks of lanes * vectors * 4; position i of 0..3, lane
 // l and vector v holds channel (l * vectors + v) * 4 + i of its block, and a block is packed
@@ -44,7 +45,7 @@ struct QdwconvShape {
   int64_t channels, in_width, out_width;
   int64_t stride, pad, dilation;  // along the line
   int groups;
-  bool by_columns;           // one group a column of a 3x3 kernel, dilation 1
+  bool by_columns;           // the groups are those of a 3x3 kernel's columns, dilation 1
   const QdwconvSlot* slots;  // [groups][kernel.group]
   const QdwconvBlock* blocks;
   int block_count;
