@@ -90,8 +90,9 @@ QdwconvPacked pack_qdwconv(const qt_conv_args& args, const QdwconvKernel& kernel
   for (int64_t first = 0; first < args.out_channels; first += packed.blocks.back().channels) {
     packed.blocks.push_back(pack_block(args, packed, kernel, first, memory));
   }
-  uint8_t* outside = memory->allocate(args.in_channels);
-  std::memset(outside, args.x_zero, args.in_channels);
+  const int64_t row_bytes = checked_product({args.in_width, args.in_channels});
+  uint8_t* outside = memory->allocate(row_bytes);
+  std::memset(outside, args.x_zero, row_bytes);
   QdwconvShape& shape = packed.shape;
   shape.channels = args.in_channels;
   shape.in_width = args.in_width;

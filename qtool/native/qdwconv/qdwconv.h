@@ -49,7 +49,7 @@ struct QdwconvShape {
   const QdwconvSlot* slots;  // [groups][kernel.group]
   const QdwconvBlock* blocks;
   int block_count;
-  const uint8_t* outside;  // [channels], what taps outside of the picture see
+  const uint8_t* outside;  // [in_width][channels], what taps outside of the picture see
   QconvFinish finish;
 };
 
