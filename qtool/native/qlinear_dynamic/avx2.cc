@@ -13,10 +13,17 @@ constexpr int kRows = 6, kVectors = 2, kLanes = 8;
 
 #define UNROLL _Pragma("GCC unroll 8")
 
-// As assembly, and in this order: gcc 12 multiplies all first and spills the accumulators.
-static inline __attribute__((always_inline)) void dot(__m256i& sum, __m256i q, __m256i w) {
-  __m256i products;
-  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(q), "x"(w));
+// As assembly, and in this order: gcc 12 multiplies all first and spills the accumulators, and Zen 3 does 8 % more of
+// them a cycle with both products before both sums than in turns.
+static inline __attribute__((always_inline)) void dot(__m256i (&sum)[2], __m256i q, const __m256i (&w)[2]) {
+  __m256i other;
+  __asm__("vpmaddwd %4, %2, %3\n\tvpmaddwd %5, %2, %2\n\tvpaddd %3, %0, %0\n\tvpaddd %2, %1, %1"
+          : "+x"(sum[0]), "+x"(sum[1]), "+x"(q), "=&x"(other)
+          : "x"(w[0]), "x"(w[1]));
+}
+
+static inline __attribute__((always_inline)) void dot(__m256i (&sum)[1], __m256i q, const __m256i (&w)[1]) {
+  __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(sum[0]), "+x"(q) : "x"(w[0]));
 }
 
 // All ones in the first `count` lanes.
@@ -103,10 +110,7 @@ static void run_tile(const QlinearDynamicTile& tile) {
   for (int64_t k = 0; k < tile.groups; ++k, weight += V * 16) {
     __m256i w[V];
     UNROLL for (int v = 0; v < V; ++v) w[v] = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i*)(weight + v * 16)));
-    UNROLL for (int r = 0; r < R; ++r) {
-      const __m256i q = _mm256_set1_epi32(row[r][k]);
-      UNROLL for (int v = 0; v < V; ++v) dot(sum[r][v], q, w[v]);
-    }
+    UNROLL for (int r = 0; r < R; ++r) dot(sum[r], _mm256_set1_epi32(row[r][k]), w);
   }
   finish<R, V>(tile, sum);
 }
