@@ -108,6 +108,7 @@ static void run_tile(const QlinearDynamicTile& tile) {
   UNROLL for (int r = 0; r < R; ++r) row[r] = (const int32_t*)((const uint8_t*)tile.q + r * tile.q_bytes);
   const int8_t* weight = tile.weight;
   for (int64_t k = 0; k < tile.groups; ++k, weight += V * 16) {
+    if (R > 1) _mm_prefetch((const char*)tile.prefetch + k * 64, _MM_HINT_T0);  // of one row loads are the bound
     __m256i w[V];
     UNROLL for (int v = 0; v < V; ++v) w[v] = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i*)(weight + v * 16)));
     UNROLL for (int r = 0; r < R; ++r) dot(sum[r], _mm256_set1_epi32(row[r][k]), w);
