@@ -33,6 +33,18 @@ def check(row: Any, case: Case, threads: int = 1) -> None:
 
 SMALL = [linear(m, k, o) for m in range(1, 11) for k, o in ((m, 11 - m), (11 - m, m), (4 * m, 16 * m - 1), (3, 7))]
 TAILS = [linear(m, 37, o) for m in (1, 5, 6, 7, 13) for o in (1, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 100, 129)]
+WIDENED = [  # tiles of 6 pixels, rows of every rest of 16 bytes, long rows, more than one chunk
+    *(linear(m, k, o) for m in (6, 11, 193) for k in (4, 8, 12, 20, 24, 28, 256, 260) for o in (8, 24)),
+    *(linear(m, 3000, 40) for m in (49, 100)),
+    *(Case(size=(13, 9), channels=(c, 40), kernel=(3, 3), pad=(1, 1, 1, 1)) for c in (20, 24, 28, 32)),
+    *(Case(size=(9, 9), channels=(3 * c, 60), kernel=(3, 3), pad=(1, 1, 1, 1), groups=3) for c in (4, 8, 12, 20)),
+]
+AFTER = [  # a sum and a table that follow several panels, of some or of all channels
+    Case(size=(20, 21), channels=(24, o), kernel=k, pad=(k[0] // 2,) * 4, residual=residual, lut=True, groups=g)
+    for o, g in ((150, 1), (64, 1), (40, 2))
+    for k in ((1, 1), (3, 3))
+    for residual in ("float", "fixed")
+]
 DEEP = [
     linear(1, 4096, 70),
     linear(7, 2051, 65),
@@ -122,6 +134,12 @@ DEPTHWISE = [
     depthwise(67, size=(2, 1), kernel=(3, 3), pad=(4, 4, 4, 4)),
     depthwise(64, size=(60, 40), kernel=(3, 3), pad=(1, 1, 1, 1)),
 ]
+NARROW = [  # narrow pictures, and more columns of padding than one pixel sees
+    depthwise(20, size=(4, width), kernel=(3, 3), pad=(1, 1, left, right), stride=(1, stride))
+    for width in range(1, 8)
+    for left, right in ((1, 1), (0, 2), (3, 0), (5, 4))
+    for stride in (1, 2)
+]
 EPILOGUES = [
     *({"bias": bias} for bias in ("float", "int", "both", "none")),
     *({"residual": residual} for residual in ("sum", "float", "fixed")),
@@ -142,7 +160,9 @@ VALUES = ["low", "high", "mixed"]
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("cases", [SMALL, TAILS, DEEP, CONVOLUTIONS, BORDERS, GROUPED, TILES], ids=range(7))
+@pytest.mark.parametrize(
+    "cases", [SMALL, TAILS, WIDENED, AFTER, DEEP, CONVOLUTIONS, BORDERS, GROUPED, TILES], ids=range(9)
+)
 def test_convolution(row, cases):
     for case in cases:
         check(row, case)
@@ -150,7 +170,7 @@ def test_convolution(row, cases):
 
 @pytest.mark.parametrize("row", DEPTHWISE_ROWS)
 def test_depthwise(row):
-    for case in DEPTHWISE:
+    for case in (*DEPTHWISE, *NARROW):
         check(row, case)
 
 

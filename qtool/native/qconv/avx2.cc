@@ -68,13 +68,18 @@ void run(const QconvJob& job) {
   for (const QconvTile* tile = job.tiles; tile != job.end;) tile = kTiles[tile->rows - 1][job.vectors - 1](job, tile);
 }
 
+// `count` is a multiple of 4.
 INLINE void widen_bytes(const uint8_t* bytes, int64_t count, uint8_t* words) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
     const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(bytes + i)));
     _mm256_storeu_si256((__m256i*)(words + i * 2), wide);
   }
-  for (; i < count; i += 4) {
+  if (count & 8) {
+    _mm_storeu_si128((__m128i*)(words + i * 2), _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)(bytes + i))));
+    i += 8;
+  }
+  if (count & 4) {
     int32_t four;
     memcpy(&four, bytes + i, 4);
     _mm_storel_epi64((__m128i*)(words + i * 2), _mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));

@@ -43,8 +43,8 @@ INLINE __m256 with_residual(const QconvFinish& f, __m256 r, __m256i q) {
 }
 
 // What leaves the range of a byte is clamped where it is packed, unless it leaves that of an int32, too.
-INLINE __m256i to_integers(const QconvFinish& f, __m256 r) {
-  if (!f.fits) r = _mm256_min_ps(_mm256_max_ps(r, _mm256_set1_ps(f.low)), _mm256_set1_ps(f.high));
+INLINE __m256i to_integers(const QconvFinish& f, bool fits, __m256 r) {
+  if (!fits) r = _mm256_min_ps(_mm256_max_ps(r, _mm256_set1_ps(f.low)), _mm256_set1_ps(f.high));
   return _mm256_cvtps_epi32(r);
 }
 
@@ -56,23 +56,26 @@ INLINE __m256i to_bytes(const QconvFinish& f, __m256i first, __m256i second) {
   return _mm256_min_epu8(bytes, _mm256_set1_epi8((char)f.out_max));
 }
 
+// How the sums of a tile end: `kPlain` where all columns are written, all results fit and nothing is added.
+enum Finish { kPlain, kUsual, kResidual };
+
 // The V * 8 columns of one row.
-template <int V, bool RESIDUAL>
+template <int V, Finish HOW>
 INLINE void round_row(const QconvJob& job, const QconvTile& tile, int r, const __m256i (&sum)[V], __m256i (&q)[V]) {
   uint8_t bytes[2 * kLanes];
   const uint8_t* residual = NULL;
-  if (RESIDUAL) {
+  if (HOW == kResidual) {
     residual = job.residual + tile.outputs[r];
     if (job.columns < V * kLanes) residual = (const uint8_t*)memcpy(bytes, residual, (size_t)job.columns);
   }
   UNROLL for (int v = 0; v < V; v++) {
     const int column = v * kLanes;
     __m256 result = scaled(sum[v], job.bias + column, job.multiplier + column);
-    if (RESIDUAL) {
+    if (HOW == kResidual) {
       const __m128i other = _mm_loadl_epi64((const __m128i*)(residual + column));
       result = with_residual(*job.finish, result, _mm256_cvtepu8_epi32(other));
     }
-    q[v] = to_integers(*job.finish, result);
+    q[v] = to_integers(*job.finish, HOW == kPlain || job.finish->fits, result);
   }
 }
 
@@ -88,23 +91,28 @@ INLINE __m256i pack_rows(const QconvFinish& f, const __m256i (&first)[V], const 
   return _mm256_permutevar8x32_epi32(to_bytes(f, words, more), order);
 }
 
+INLINE void store_row(const QconvJob& job, uint8_t* out, __m128i bytes, int columns) {
+  if (columns == 2 * kLanes) {
+    _mm_storeu_si128((__m128i*)out, bytes);
+  } else if (columns == kLanes) {
+    _mm_storel_epi64((__m128i*)out, bytes);
+  } else {
+    store_part(out, bytes, job.columns);
+  }
+}
+
 // Two rows at a time.
-template <int R, int V, bool RESIDUAL>
+template <int R, int V, Finish HOW>
 INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m256i (&sum)[R][V]) {
+  const int columns = HOW == kPlain ? V * kLanes : job.columns;
   UNROLL for (int r = 0; r < R; r += 2) {
     const int other = r + 1 < R ? r + 1 : r;
     __m256i q[V], p[V];
-    round_row<V, RESIDUAL>(job, tile, r, sum[r], q);
-    round_row<V, RESIDUAL>(job, tile, other, sum[other], p);
+    round_row<V, HOW>(job, tile, r, sum[r], q);
+    round_row<V, HOW>(job, tile, other, sum[other], p);
     const __m256i bytes = pack_rows<V>(*job.finish, q, p);
-    const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
-    if (job.columns == 2 * kLanes) {
-      _mm_storeu_si128((__m128i*)(job.out + tile.outputs[r]), first);
-      if (r + 1 < R) _mm_storeu_si128((__m128i*)(job.out + tile.outputs[other]), second);
-    } else {
-      store_part(job.out + tile.outputs[r], first, job.columns);
-      if (r + 1 < R) store_part(job.out + tile.outputs[other], second, job.columns);
-    }
+    store_row(job, job.out + tile.outputs[r], _mm256_castsi256_si128(bytes), columns);
+    if (r + 1 < R) store_row(job, job.out + tile.outputs[other], _mm256_extracti128_si256(bytes, 1), columns);
   }
 }
 
@@ -119,9 +127,11 @@ INLINE void start_sums(const QconvJob& job, __m256i (&sum)[R][V]) {
 template <int R, int V>
 INLINE void finish_tile(const QconvJob& job, const QconvTile& tile, const __m256i (&sum)[R][V]) {
   if (job.residual != NULL) {
-    finish<R, V, true>(job, tile, sum);
+    finish<R, V, kResidual>(job, tile, sum);
+  } else if (job.finish->fits && job.columns == V * kLanes) {
+    finish<R, V, kPlain>(job, tile, sum);
   } else {
-    finish<R, V, false>(job, tile, sum);
+    finish<R, V, kUsual>(job, tile, sum);
   }
 }
 

@@ -25,7 +25,7 @@ constexpr Row<const QconvKernel*> kRows[] = {
 
 // The panels of a chunk are to stay in the L2 cache beside its pixels, which are walked once a panel.
 constexpr int64_t kPanelBytes = 256 << 10;
-// Of split weights, over the steps: with a third of more steps all that is gained would be lost.
+// Of split weights, over the steps: with a quarter of more steps all that is gained would be lost.
 constexpr double kMostRest = 0.15;
 constexpr int64_t kChunkPixels = 192, kLeastChunks = 8, kMostPieces = 1 << 16;
 // Of widened pixels, which share the L2 cache with a panel; with fewer pixels weights would be read too often.

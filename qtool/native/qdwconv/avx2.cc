@@ -65,7 +65,7 @@ INLINE __m256i finished_words(const QdwconvLine& line, const QdwconvBlock& block
   UNROLL for (int v = 0; v < kVectors; v++) {
     __m256 r = scaled(sum.of[v], block.bias + v * kLanes, block.multiplier + v * kLanes);
     if (RESIDUAL) r = with_residual(f, r, residual.of[v]);
-    q[v] = to_integers(f, r);
+    q[v] = to_integers(f, f.fits, r);
   }
   return _mm256_packs_epi32(q[0], q[1]);
 }
