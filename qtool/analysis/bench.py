@@ -57,7 +57,8 @@ class OperatorRow:
 
     ``share`` is that of all operators, ``gops`` 1e9 operations a second (a multiply-accumulate counts two; 0 for
     operators that do none), ``bytes`` what has to be read and written at least. ``peak`` is the share of the machine's
-    measured peak in int8 or float32; None for operators without products, and where no peak was measured.
+    measured peak in int8 or float32; None for operators without products, and where no peak was measured. Winograd's
+    algorithm multiplies less often than is counted, so that its share may be above 1.
     """
 
     layer: str

@@ -62,7 +62,7 @@ def command(
     qtool's least time over the peer's, "10-90 %" the spread of that ratio from round to round.
 
     With --per-op the machine's peak in int8 and float32 is measured as well, as by qtool doctor --ceilings, and each
-    operator that multiplies is held against it.
+    operator that multiplies is held against it; convolutions by Winograd's algorithm may show more than 100 %.
 
     \b
     Examples:

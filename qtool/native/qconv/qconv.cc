@@ -14,6 +14,7 @@ namespace qtool {
 
 std::unique_ptr<Op> make_qdwconv(const qt_op& op, const MakeContext& context);
 std::unique_ptr<Op> make_qtileconv(const qt_op& op, const MakeContext& context);
+std::unique_ptr<Op> make_qwinograd(const qt_op& op, const MakeContext& context);  // NULL where a row here is better
 
 namespace {
 
@@ -307,6 +308,9 @@ std::unique_ptr<Op> make_qconv(const qt_op& op, const MakeContext& context) {
   };
   if (goes_to("qdwconv_", is_depthwise(args))) return make_qdwconv(op, context);
   if (goes_to("qtileconv_", context.isa >= QT_ISA_AMX && fills_tiles(args))) return make_qtileconv(op, context);
+  if (goes_to("qwinograd_", true)) {
+    if (auto winograd = make_qwinograd(op, context)) return winograd;
+  }
   const int outputs = args.out_channels / args.groups;
   const auto usable = [&](const Row<const QconvKernel*>& row) {
     if (context.kernel != nullptr) return true;
