@@ -218,8 +218,15 @@ SOUND: dict[Kind, dict[str, object]] = {
     Kind.QBINARY: {**_BINARY, "rows_per_b": 2},
     Kind.QPOOL: {**_PICTURE, **_WINDOW},
     Kind.SPOOL: {**_PICTURE, **_WINDOW},
+    Kind.TNORM: {"rows": 7, "channels": 9, "eps": 0.1},
+    Kind.TAFFINE: {"rows": 7, "channels": 9},
+    Kind.TSUMS: {"rows": 7, "channels": 9},
+    Kind.TFAKE_QUANT: {"rows": 7, "n": 9, "low": -8.0, "high": 7.0},
+    Kind.TMIN_MAX: {"rows": 7, "n": 9},
+    Kind.TCLAMP_GRAD: {"count": 50, "low": 0.0, "high": 1.0},
 }
 """Sound arguments of the kinds that lead to no array, or to one of a known size."""
+TWO_INPUTS = {Kind.QBINARY, Kind.SBINARY, Kind.TNORM, Kind.TAFFINE, Kind.TFAKE_QUANT, Kind.TCLAMP_GRAD}
 LENGTHS = {(Kind.LUT, "channels")}
 """Numbers that say how long an array of the caller's is: only the caller knows whether they are right."""
 
@@ -240,7 +247,7 @@ def test_no_arguments_crash(kind, data):
         else [1 << 20] * 3
     )
     isa = data.draw(st.sampled_from(native.supported_isas()))
-    inputs = (0, 1) if kind in (Kind.QBINARY, Kind.SBINARY) else (0,)
+    inputs = (0, 1) if kind in TWO_INPUTS else (0,)
     buffers = [Buffer(size, index << 21) for index, size in enumerate(sizes)]
     try:
         plan = Plan([Op(kind, inputs, 2, args)], buffers, 3 << 21, isa=isa)

@@ -1,6 +1,7 @@
 // The forward convolution, and which operator is which.
 #include "tconv/tconv.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "sconv/shape.h"
@@ -26,6 +27,8 @@ constexpr Row<const LayoutKernels*> kLayouts[] = {
 #include "layout/kernels.inc"
 #undef QT_KERNEL
 };
+
+constexpr int64_t kMostTaps = 1 << 20, kMostStride = 1024;
 
 // The best row of a helping family for an instruction set.
 template <class Kernel, int N>
@@ -73,6 +76,11 @@ std::unique_ptr<Op> make_tconv(const qt_op& op, const MakeContext& context) {
   const qt_conv_args& args = *static_cast<const qt_conv_args*>(op.args);
   check_sconv_shape(args);
   require(args.residual == 0, "a convolution for training has no residual");
+  // All taps, and all phases of a stride, are walked before the buffers are looked at: there must not be billions.
+  const int64_t taps = checked_product({args.kernel_height, args.kernel_width});
+  require(taps <= kMostTaps, "a kernel of more than 2^20 taps");
+  require(std::min(args.stride_height, args.in_height) <= kMostStride, "a stride of more than 1024");
+  require(std::min(args.stride_width, args.in_width) <= kMostStride, "a stride of more than 1024");
   const bool named = context.kernel != nullptr;
   const bool depthwise = is_depthwise(args) && !(named && std::strncmp(context.kernel, "sconv_", 6) == 0);
   if (op.kind == QT_OP_TCONV_WEIGHT_GRAD && depthwise) return make_depthwise_grad(args, context);

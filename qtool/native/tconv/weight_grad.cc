@@ -19,6 +19,7 @@ constexpr int64_t kMostColumns = 512, kMostLines = 64;  // output pixels of a bl
 constexpr int64_t kBlockFloats = 48 << 10;              // of the transposed input: it stays in the L2 cache
 constexpr int64_t kStepPixels = 256;                    // a panel of dy of so many stays in the L1 cache
 constexpr int64_t kParts = 16, kLeastChunks = 8;
+constexpr int64_t kMostPointerBytes = int64_t{1} << 32;
 constexpr int64_t kSumFloats = 2 << 20;  // all parts' sums together, unless one alone has more
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -150,6 +151,7 @@ void WeightGrad::make_threads(Memory* memory, int threads) {
     thread.x = floats(checked_product({channels_, plane_}));
     thread.dy = floats(checked_product({all_panels(), pixels, kernel_.columns}));
     const int64_t bytes = checked_product({tiles_, lines, kernel_.rows, static_cast<int64_t>(sizeof(float*))});
+    require(bytes <= kMostPointerBytes, "the weight has too many numbers for a gradient");
     thread.pointers = reinterpret_cast<const float**>(memory->allocate(bytes));
     point(thread);
     threads_.push_back(thread);

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "core/rows.h"
 
@@ -57,15 +56,15 @@ class Clamp final : public Op {
 // Rows in pieces; operators that give a number or two for each row do so from those of its pieces.
 class Quant final : public Op {
  public:
-  Quant(int kind, const qt_tquant_args& args, const Row<const TeltwiseKernels*>& row)
+  Quant(int kind, const qt_tquant_args& args, const Row<const TeltwiseKernels*>& row, Memory* memory)
       : kind_(kind), args_(args), row_(row), bytes_(checked_product({args.rows, args.n, 4})),
         pieces_(args.n / kPiece + (args.n % kPiece != 0)) {
     require(args.rows >= 0 && args.n >= 0 && args.low <= args.high, "a size is negative, or low is above high");
-    if (gives_numbers()) partial_.resize(checked_product({args.rows, pieces_, 2}));
+    const int64_t bytes = checked_product({args.rows, pieces_, 2, sizeof(double)});
+    if (gives_numbers()) partial_ = reinterpret_cast<double*>(memory->allocate(bytes));
   }
 
   const char* kernel() const override { return row_.name; }
-  int64_t packed_bytes() const override { return static_cast<int64_t>(partial_.size() * sizeof(double)); }
 
   Extents extents() const override {
     const int64_t rows = checked_product({args_.rows, 4});
@@ -129,7 +128,7 @@ class Quant final : public Op {
   qt_tquant_args args_;
   Row<const TeltwiseKernels*> row_;
   int64_t bytes_, pieces_;           // of a row
-  mutable std::vector<double> partial_;  // [rows][pieces][2]; a plan runs once at a time
+  double* partial_ = nullptr;  // [rows][pieces][2]; a plan runs once at a time
 };
 
 }  // namespace
@@ -137,7 +136,7 @@ class Quant final : public Op {
 std::unique_ptr<Op> make_teltwise(const qt_op& op, const MakeContext& context) {
   const Row<const TeltwiseKernels*>& row = select_row(kRows, context);
   if (op.kind >= QT_OP_TFAKE_QUANT && op.kind <= QT_OP_TMIN_MAX) {
-    return std::make_unique<Quant>(op.kind, *static_cast<const qt_tquant_args*>(op.args), row);
+    return std::make_unique<Quant>(op.kind, *static_cast<const qt_tquant_args*>(op.args), row, context.memory);
   }
   return std::make_unique<Clamp>(op.kind, *static_cast<const qt_tclamp_args*>(op.args), row);
 }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "core/rows.h"
 
@@ -22,7 +21,7 @@ constexpr int64_t kPieceFloats = 16 * 1024, kLeastPeriod = 256;
 // What all operators of the family share: the pieces of a matrix, and memory for numbers of a channel.
 class Matrix : public Op {
  public:
-  Matrix(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, int threads)
+  Matrix(const qt_tnorm_args& args, const Row<const TnormKernels*>& row)
       : channels_(args.channels), eps_(args.eps), row_(row) {
     require(args.rows >= 0 && args.channels >= 1, "the number of rows must be 0 or more, of channels 1 or more");
     count_ = checked_product({args.rows, channels_});
@@ -30,14 +29,11 @@ class Matrix : public Op {
     period_ = (kLeastPeriod + channels_ - 1) / channels_ * channels_;
     piece_ = std::max<int64_t>(1, kPieceFloats / channels_) * channels_;
     pieces_ = (count_ + piece_ - 1) / piece_;
-    checked_product({pieces_ + threads, period_, 16});
   }
 
   const char* kernel() const override { return row_.name; }
 
  protected:
-  using Floats = std::vector<float>;
-
   const TnormKernels& kernels() const { return *row_.kernel; }
 
   // Calls f(first element, count, piece, thread) for every piece, on all threads.
@@ -60,6 +56,11 @@ class Matrix : public Op {
     }
   }
 
+  // Of the plan's memory, not yet touched: the buffers may turn out to be smaller than the description says.
+  static float* floats(Memory* memory, int64_t count, int64_t size) {
+    return reinterpret_cast<float*>(memory->allocate(checked_product({count, size, 4})));
+  }
+
   int64_t bytes() const { return count_ * 4; }
   int64_t channel_bytes() const { return channels_ * 4; }
 
@@ -73,12 +74,11 @@ class Matrix : public Op {
 
 class Sums final : public Matrix {
  public:
-  Sums(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, int threads)
-      : Matrix(args, row, threads), partial_(pieces_ * channels_) {}
+  Sums(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, Memory* memory)
+      : Matrix(args, row), partial_(floats(memory, pieces_, channels_)) {}
 
   Extents extents() const override { return {1, {bytes()}, channel_bytes()}; }
   int64_t scratch_bytes() const override { return period_ * 4; }
-  int64_t packed_bytes() const override { return static_cast<int64_t>(partial_.size()) * 4; }
 
   void run(const RunContext& context) const override {
     const float* x = static_cast<const float*>(context.inputs[0]);
@@ -97,16 +97,15 @@ class Sums final : public Matrix {
   }
 
  private:
-  mutable Floats partial_;  // [pieces][channels]; a plan runs once at a time
+  float* partial_;  // [pieces][channels]; a plan runs once at a time
 };
 
 class Affine final : public Matrix {
  public:
-  Affine(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, int threads)
-      : Matrix(args, row, threads), factors_(2 * period_) {}
+  Affine(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, Memory* memory)
+      : Matrix(args, row), factors_(floats(memory, 2, period_)) {}
 
   Extents extents() const override { return {2, {bytes(), 2 * channel_bytes()}, bytes()}; }
-  int64_t packed_bytes() const override { return static_cast<int64_t>(factors_.size()) * 4; }
 
   void run(const RunContext& context) const override {
     const float* x = static_cast<const float*>(context.inputs[0]);
@@ -119,20 +118,19 @@ class Affine final : public Matrix {
   }
 
  private:
-  mutable Floats factors_;  // [2][period]
+  float* factors_;  // [2][period]
 };
 
 class Norm final : public Matrix {
  public:
-  Norm(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, int threads)
-      : Matrix(args, row, threads), partial_(2 * pieces_ * channels_), factors_(2 * period_) {
+  Norm(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, Memory* memory)
+      : Matrix(args, row), partial_(floats(memory, 2 * pieces_, channels_)), factors_(floats(memory, 2, period_)) {
     require(args.rows >= 1, "a batch norm of no rows");
     require(std::isfinite(eps_) && eps_ >= 0, "eps must be a number of 0 or more");
   }
 
   Extents extents() const override { return {2, {bytes(), 2 * channel_bytes()}, bytes() + 3 * channel_bytes()}; }
   int64_t scratch_bytes() const override { return 2 * period_ * 4; }
-  int64_t packed_bytes() const override { return static_cast<int64_t>(partial_.size() + factors_.size()) * 4; }
 
   void run(const RunContext& context) const override {
     const float* x = static_cast<const float*>(context.inputs[0]);
@@ -188,14 +186,14 @@ class Norm final : public Matrix {
     }
   }
 
-  mutable Floats partial_;  // [pieces][2][channels]
-  mutable Floats factors_;  // [2][period]: scale, shift
+  float* partial_;  // [pieces][2][channels]
+  float* factors_;  // [2][period]: scale, shift
 };
 
 class NormGrad final : public Matrix {
  public:
-  NormGrad(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, int threads)
-      : Matrix(args, row, threads), partial_(2 * pieces_ * channels_), factors_(4 * period_), numbers_(3 * channels_) {
+  NormGrad(const qt_tnorm_args& args, const Row<const TnormKernels*>& row, Memory* memory)
+      : Matrix(args, row), partial_(floats(memory, 2 * pieces_, channels_)), factors_(floats(memory, 4, period_)), numbers_(floats(memory, 3, channels_)) {
     require(args.rows >= 1, "a batch norm of no rows");
   }
 
@@ -203,7 +201,6 @@ class NormGrad final : public Matrix {
     return {3, {bytes(), bytes(), 3 * channel_bytes()}, bytes() + 2 * channel_bytes()};
   }
   int64_t scratch_bytes() const override { return 2 * period_ * 4; }
-  int64_t packed_bytes() const override { return static_cast<int64_t>(partial_.size() + factors_.size()) * 4; }
 
   void run(const RunContext& context) const override {
     const float *x = static_cast<const float*>(context.inputs[0]), *dy = static_cast<const float*>(context.inputs[1]);
@@ -244,9 +241,9 @@ class NormGrad final : public Matrix {
     for (int i = 0; i < 3; i++) repeat(&numbers_[i * channels_], &factors_[(i + 1) * period_]);
   }
 
-  mutable Floats partial_;  // [pieces][2][channels]
-  mutable Floats factors_;  // [4][period]: mean, factor, slope, shift
-  mutable Floats numbers_;  // [3][channels]: the last three
+  float* partial_;  // [pieces][2][channels]
+  float* factors_;  // [4][period]: mean, factor, slope, shift
+  float* numbers_;  // [3][channels]: the last three
 };
 
 }  // namespace
@@ -255,10 +252,10 @@ std::unique_ptr<Op> make_tnorm(const qt_op& op, const MakeContext& context) {
   const qt_tnorm_args& args = *static_cast<const qt_tnorm_args*>(op.args);
   const Row<const TnormKernels*>& row = select_row(kRows, context);
   switch (op.kind) {
-    case QT_OP_TNORM: return std::make_unique<Norm>(args, row, context.threads);
-    case QT_OP_TNORM_GRAD: return std::make_unique<NormGrad>(args, row, context.threads);
-    case QT_OP_TSUMS: return std::make_unique<Sums>(args, row, context.threads);
-    case QT_OP_TAFFINE: return std::make_unique<Affine>(args, row, context.threads);
+    case QT_OP_TNORM: return std::make_unique<Norm>(args, row, context.memory);
+    case QT_OP_TNORM_GRAD: return std::make_unique<NormGrad>(args, row, context.memory);
+    case QT_OP_TSUMS: return std::make_unique<Sums>(args, row, context.memory);
+    case QT_OP_TAFFINE: return std::make_unique<Affine>(args, row, context.memory);
     default: throw InvalidPlan("this is no operator over rows");
   }
 }
