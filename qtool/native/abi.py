@@ -71,6 +71,7 @@ class Kind(enum.IntEnum):
     TCLAMP = 36
     TCLAMP_GRAD = 37
     TADD = 38
+    TMAX_POOL_GRAD = 39
 
 
 class Binary(enum.IntEnum):
@@ -424,5 +425,6 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.TCLAMP: TclampArgs,
     Kind.TCLAMP_GRAD: TclampArgs,
     Kind.TADD: TclampArgs,
+    Kind.TMAX_POOL_GRAD: PoolArgs,
 }
 """The argument structure of each kind of operator."""

@@ -7,7 +7,7 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL, QMATMUL and those of training
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL, QMATMUL, SPOOL and those of training
 // (QT_OP_T...) exactly; any other operator needs that slack there too.
 // The output of LUT, SUNARY, QBINARY, SBINARY, SAFFINE, TAFFINE, TFAKE_QUANT, TCLAMP and TADD may be the very
 // bytes of their first input; every other output must lie apart from the inputs.
@@ -81,7 +81,8 @@ enum qt_op_kind {
   QT_OP_TCLAMP = 36,                  // qt_tclamp_args: float32
   QT_OP_TCLAMP_GRAD = 37,             // qt_tclamp_args; in: x or y, dy
   QT_OP_TADD = 38,                    // qt_tclamp_args: clamp(a + b)
-  QT_OP_COUNT = 39,
+  QT_OP_TMAX_POOL_GRAD = 39,          // qt_pool_args: float32; in: x, dy -> dx
+  QT_OP_COUNT = 40,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -321,6 +322,7 @@ typedef struct qt_recurrent_args {
 // The convolutions take the sizes and paddings of the forward one from qt_conv_args, without arrays, clamp and residual:
 //   TCONV              y = conv(x, weight [O][KH][KW][I]) + bias [O]
 //   TCONV_INPUT_GRAD   dx, of x's sizes; TCONV_WEIGHT_GRAD dw [O][KH][KW][I], both for dy of y's sizes
+// TMAX_POOL_GRAD is of QT_POOL_MAX without adaptive bins: the first of the largest in a window gets all.
 
 // Over [rows][channels]; tnorm/tnorm.h has the formulas. The output of TNORM is y and then, each [channels], mean, biased
 // variance and 1 / sqrt(variance + eps); that of TNORM_GRAD dx and then dweight and dbias; that of TSUMS [channels].

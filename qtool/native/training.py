@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from qtool.native.operators import Operators
 from qtool.native.training_conv import ConvGeometry, ConvTraining
+from qtool.native.training_pool import PoolTraining
 from qtool.native.training_quant import ElementTraining
 from qtool.native.training_rows import RowTraining
 
 __all__ = ["ConvGeometry", "Training"]
 
 
-class Training(ConvTraining, RowTraining, ElementTraining):
+class Training(ConvTraining, PoolTraining, RowTraining, ElementTraining):
     """Threads and instruction set (None: the best of this CPU) are chosen once; EngineError without the native library.
 
     One object serves one thread of the program at a time.

@@ -104,7 +104,33 @@ void average_floats(const float* const* x, int64_t taps, int64_t channels, float
   }
 }
 
-constexpr PoolKernels kKernels = {max_rows<uint8_t>, max_rows<float>, average_rows, average_floats};
+// Channels c .. c + Lanes - 1.
+template <int Lanes>
+static inline void add_max_lanes(const float* const* x, float* const* dx, int64_t taps, int64_t c, const float* dy) {
+  float most[Lanes], left[Lanes];
+  for (int i = 0; i < Lanes; i++) {
+    most[i] = x[0][c + i];
+    left[i] = dy[c + i];
+  }
+  for (int64_t t = 1; t < taps; t++) {
+    for (int i = 0; i < Lanes; i++) most[i] = x[t][c + i] > most[i] ? x[t][c + i] : most[i];
+  }
+  for (int64_t t = 0; t < taps; t++) {
+    for (int i = 0; i < Lanes; i++) {
+      const bool found = x[t][c + i] == most[i];
+      dx[t][c + i] += found ? left[i] : 0.0f;
+      left[i] = found ? 0.0f : left[i];
+    }
+  }
+}
+
+void add_max_grad(const float* const* x, float* const* dx, int64_t taps, int64_t channels, const float* dy) {
+  int64_t c = 0;
+  for (; c + 16 <= channels; c += 16) add_max_lanes<16>(x, dx, taps, c, dy);
+  for (; c < channels; c++) add_max_lanes<1>(x, dx, taps, c, dy);
+}
+
+constexpr PoolKernels kKernels = {max_rows<uint8_t>, max_rows<float>, average_rows, average_floats, add_max_grad};
 
 }  // namespace
 }  // namespace qtool

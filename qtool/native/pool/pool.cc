@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "core/rows.h"
 
@@ -162,11 +163,69 @@ class PoolOp : public Op {
   int64_t most_taps_, part_channels_;
 };
 
+// A chunk is a part of one picture's channels: windows may share pixels, so their order is the same for any threads.
+class MaxPoolGrad final : public Op {
+ public:
+  MaxPoolGrad(const qt_pool_args& args, const Row<const PoolKernels*>& row)
+      : args_(args), row_(row), forward_(args, row), taps_(checked_product({args.kernel_height, args.kernel_width})) {
+    require(args.kind == QT_POOL_MAX && args.adaptive == 0, "only a pool of largest numbers has this gradient");
+  }
+
+  const char* kernel() const override { return row_.name; }
+  int64_t scratch_bytes() const override { return 2 * taps_ * static_cast<int64_t>(sizeof(float*)); }
+
+  Extents extents() const override {
+    const Extents forward = forward_.extents();
+    return {2, {forward.inputs[0], forward.output}, forward.inputs[0]};
+  }
+
+  void run(const RunContext& context) const override {
+    const int64_t parts = (args_.channels + kChannels - 1) / kChannels;
+    context.pool->parallel(int64_t{args_.batch} * parts, [&](int64_t chunk, int thread) {
+      run_picture(context, chunk / parts, chunk % parts * kChannels,
+                  reinterpret_cast<const float**>(context.scratch + thread * context.scratch_stride));
+    });
+  }
+
+ private:
+  void run_picture(const RunContext& context, int64_t image, int64_t channel, const float** taps) const {
+    const int64_t pixels = int64_t{args_.in_height} * args_.in_width, outputs = int64_t{args_.out_height} * args_.out_width;
+    const int64_t channels = std::min(kChannels, args_.channels - channel), at = image * pixels * args_.channels + channel;
+    const float* x = static_cast<const float*>(context.inputs[0]) + at;
+    const float* dy = static_cast<const float*>(context.inputs[1]) + image * outputs * args_.channels + channel;
+    float* dx = static_cast<float*>(context.output) + at;
+    for (int64_t i = 0; i < pixels; i++) std::memset(dx + i * args_.channels, 0, channels * 4);
+    for (int64_t i = 0; i < outputs; i++) {
+      add_window(i, x, dx, taps, channels, dy + i * args_.channels);
+    }
+  }
+
+  void add_window(int64_t output, const float* x, float* dx, const float** taps, int64_t channels, const float* dy) const {
+    float** targets = const_cast<float**>(taps + taps_);
+    const Span rows = span_of(args_, output / args_.out_width, true), cols = span_of(args_, output % args_.out_width, false);
+    int64_t count = 0;
+    for (int64_t iy = rows.first; iy < rows.last; iy += rows.step) {
+      for (int64_t ix = cols.first; ix < cols.last; ix += cols.step, count++) {
+        const int64_t at = (iy * args_.in_width + ix) * args_.channels;
+        taps[count] = x + at;
+        targets[count] = dx + at;
+      }
+    }
+    row_.kernel->add_max_grad(taps, targets, count, channels, dy);
+  }
+
+  qt_pool_args args_;
+  const Row<const PoolKernels*>& row_;
+  PoolOp<float> forward_;  // checks the description
+  int64_t taps_;
+};
+
 }  // namespace
 
 std::unique_ptr<Op> make_pool(const qt_op& op, const MakeContext& context) {
   const qt_pool_args& args = *static_cast<const qt_pool_args*>(op.args);
   const Row<const PoolKernels*>& row = select_row(kRows, context);
+  if (op.kind == QT_OP_TMAX_POOL_GRAD) return std::make_unique<MaxPoolGrad>(args, row);
   if (op.kind == QT_OP_QPOOL) return std::make_unique<PoolOp<uint8_t>>(args, row);
   return std::make_unique<PoolOp<float>>(args, row);
 }

@@ -24,6 +24,8 @@ struct PoolKernels {
   void (*max_f32)(const float* const* x, int64_t taps, int64_t channels, float* out);
   void (*average_u8)(const uint8_t* const* x, int64_t taps, int64_t channels, const QuantizedAverage& a, uint8_t* out);
   void (*average_f32)(const float* const* x, int64_t taps, int64_t channels, float divisor, float* out);
+  // Adds dy to dx of the first of the largest x, channel by channel.
+  void (*add_max_grad)(const float* const* x, float* const* dx, int64_t taps, int64_t channels, const float* dy);
 };
 
 #define QT_KERNEL(isa, name, tile) extern const PoolKernels name;
