@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import enum
 from collections.abc import Mapping
-from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
-from typing import Any, ClassVar, TypeVar
+from ctypes import c_char_p, c_double, c_int32, c_int64, c_uint8, c_void_p
+from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qtool.errors import EngineError
+from qtool.native.structures import Args as Args
+from qtool.native.structures import floats, ints, longs, pointers
+from qtool.native.structures import make as make
 
 ABI = 4
 MAX_INPUTS = 4
@@ -106,62 +105,6 @@ class Pool(enum.IntEnum):
     AVERAGE = 1
 
 
-def _ints(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_int32) for name in names.split()]
-
-
-def _longs(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_int64) for name in names.split()]
-
-
-def _floats(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_float) for name in names.split()]
-
-
-def _pointers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_void_p) for name in names.split()]
-
-
-class Args(ctypes.Structure):
-    """Arguments of one operator. Build it with ``make``, which keeps the arrays that it points to alive."""
-
-    c_name: ClassVar[str]
-    arrays: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """The element types that each pointer may have."""
-
-
-A = TypeVar("A", bound=Args)
-
-
-def make(cls: type[A], /, **fields: Any) -> A:
-    """An ``Args`` from plain numbers, arrays (for pointers), other ``Args`` and None.
-
-    EngineError for an array of another element type or one that is not C-contiguous.
-    """
-    args = cls()
-    kept = []
-    for name, value in fields.items():
-        if isinstance(value, np.ndarray | Args):
-            kept.append(value)
-        setattr(args, name, _plain(cls, name, value))
-    args.kept = kept  # ctypes structures take attributes; the pointers stay good for as long as the structure lives
-    return args
-
-
-def _plain(cls: type[Args], name: str, value: Any) -> Any:
-    if isinstance(value, Args):
-        return ctypes.addressof(value)
-    return _address(cls, name, value) if isinstance(value, np.ndarray) else value
-
-
-def _address(cls: type[Args], name: str, array: NDArray[Any]) -> int:
-    allowed = cls.arrays[name]
-    if array.dtype.name not in allowed or not array.flags.c_contiguous:
-        order = "contiguous" if array.flags.c_contiguous else "strided"
-        raise EngineError(f"{cls.c_name}.{name}: got {order} {array.dtype.name}, expected {' or '.join(allowed)}")
-    return array.ctypes.data
-
-
 class ConvArgs(Args):
     c_name = "qt_conv_args"
     arrays: ClassVar = {
@@ -172,11 +115,11 @@ class ConvArgs(Args):
         "lut": ("uint8",),
     }
     _fields_: ClassVar = [
-        *_ints("batch in_height in_width in_channels out_height out_width out_channels kernel_height kernel_width"),
-        *_ints("stride_height stride_width pad_top pad_left dilation_height dilation_width groups"),
-        *_ints("x_zero out_zero out_min out_max residual res_zero"),
-        *_floats("res_multiplier out_min_f out_max_f"),
-        *_pointers("weight bias_i32 bias_f32 multiplier add lut"),
+        *ints("batch in_height in_width in_channels out_height out_width out_channels kernel_height kernel_width"),
+        *ints("stride_height stride_width pad_top pad_left dilation_height dilation_width groups"),
+        *ints("x_zero out_zero out_min out_max residual res_zero"),
+        *floats("res_multiplier out_min_f out_max_f"),
+        *pointers("weight bias_i32 bias_f32 multiplier add lut"),
     ]
 
 
@@ -184,54 +127,54 @@ class LinearDynamicArgs(Args):
     c_name = "qt_linear_dynamic_args"
     arrays: ClassVar = {"weight": ("int8",), "w_scale": ("float32",), "bias": ("float32",)}
     _fields_: ClassVar = [
-        *_longs("rows"),
-        *_ints("in_features out_features reduce_range row_wise"),
-        *_floats("out_min_f out_max_f"),
-        *_pointers("weight w_scale bias"),
-        *_ints("fused reserved"),
+        *longs("rows"),
+        *ints("in_features out_features reduce_range row_wise"),
+        *floats("out_min_f out_max_f"),
+        *pointers("weight w_scale bias"),
+        *ints("fused reserved"),
     ]
 
 
 class BinaryArgs(Args):
     c_name = "qt_binary_args"
     _fields_: ClassVar = [
-        *_longs("rows"),
-        *_ints("channels kind b_broadcast reserved"),
-        *_longs("rows_per_b"),
-        *_floats("a_scale b_scale inv_scale"),
-        *_ints("a_zero b_zero out_zero out_min out_max fixed_point a_multiplier b_multiplier offset shift"),
-        *_floats("out_min_f out_max_f"),
+        *longs("rows"),
+        *ints("channels kind b_broadcast reserved"),
+        *longs("rows_per_b"),
+        *floats("a_scale b_scale inv_scale"),
+        *ints("a_zero b_zero out_zero out_min out_max fixed_point a_multiplier b_multiplier offset shift"),
+        *floats("out_min_f out_max_f"),
     ]
 
 
 class LutArgs(Args):
     c_name = "qt_lut_args"
     arrays: ClassVar = {"table": ("uint8",)}
-    _fields_: ClassVar = [*_longs("count"), *_pointers("table"), *_longs("channels")]
+    _fields_: ClassVar = [*longs("count"), *pointers("table"), *longs("channels")]
 
 
 class UnaryArgs(Args):
     c_name = "qt_unary_args"
-    _fields_: ClassVar = [*_longs("count"), *_ints("kind"), *_floats("a b")]
+    _fields_: ClassVar = [*longs("count"), *ints("kind"), *floats("a b")]
 
 
 class PoolArgs(Args):
     c_name = "qt_pool_args"
     _fields_: ClassVar = [
-        *_ints("kind batch in_height in_width channels out_height out_width kernel_height kernel_width"),
-        *_ints("stride_height stride_width pad_top pad_left dilation_height dilation_width"),
-        *_ints("count_include_pad pad_bottom pad_right divisor_override adaptive x_zero out_zero"),
-        *_floats("x_scale out_scale"),
+        *ints("kind batch in_height in_width channels out_height out_width kernel_height kernel_width"),
+        *ints("stride_height stride_width pad_top pad_left dilation_height dilation_width"),
+        *ints("count_include_pad pad_bottom pad_right divisor_override adaptive x_zero out_zero"),
+        *floats("x_scale out_scale"),
     ]
 
 
 class QuantizeArgs(Args):
     c_name = "qt_quantize_args"
     _fields_: ClassVar = [
-        *_longs("outer rows cols"),
-        *_ints("transpose zero_point"),
-        *_floats("scale"),
-        *_ints("storage"),
+        *longs("outer rows cols"),
+        *ints("transpose zero_point"),
+        *floats("scale"),
+        *ints("storage"),
     ]
 
 
@@ -239,31 +182,31 @@ class CopyArgs(Args):
     c_name = "qt_copy_args"
     arrays: ClassVar = {"lut": ("uint8",)}
     _fields_: ClassVar = [
-        *_longs("rows row_bytes in_stride out_stride in_offset out_offset"),
-        *_pointers("lut"),
+        *longs("rows row_bytes in_stride out_stride in_offset out_offset"),
+        *pointers("lut"),
     ]
 
 
 class GatherArgs(Args):
     c_name = "qt_gather_args"
-    _fields_: ClassVar = [*_longs("count table_rows row_bytes"), *_ints("index_bytes wrap")]
+    _fields_: ClassVar = [*longs("count table_rows row_bytes"), *ints("index_bytes wrap")]
 
 
 class MoveArgs(Args):
     c_name = "qt_move_args"
     arrays: ClassVar = {"source": ("int32",), "target": ("int32",)}
     _fields_: ClassVar = [
-        *_longs("outer count in_rows out_rows row_bytes"),
-        *_pointers("source target"),
+        *longs("outer count in_rows out_rows row_bytes"),
+        *pointers("source target"),
         ("fill", c_uint8 * 8),
-        *_ints("element_bytes reserved"),
+        *ints("element_bytes reserved"),
     ]
 
 
 class PermuteArgs(Args):
     c_name = "qt_permute_args"
     _fields_: ClassVar = [
-        *_ints("rank element_bytes"),
+        *ints("rank element_bytes"),
         ("shape", c_int64 * 6),
         ("order", c_int32 * 6),
     ]
@@ -272,25 +215,25 @@ class PermuteArgs(Args):
 class AffineArgs(Args):
     c_name = "qt_affine_args"
     arrays: ClassVar = {"scale": ("float32",), "shift": ("float32",)}
-    _fields_: ClassVar = [*_longs("rows"), *_ints("channels"), *_pointers("scale shift")]
+    _fields_: ClassVar = [*longs("rows"), *ints("channels"), *pointers("scale shift")]
 
 
 class RowsArgs(Args):
     c_name = "qt_rows_args"
     arrays: ClassVar = {"scale": ("float32",), "shift": ("float32",)}
-    _fields_: ClassVar = [*_longs("rows"), *_ints("n"), *_floats("eps"), *_pointers("scale shift")]
+    _fields_: ClassVar = [*longs("rows"), *ints("n"), *floats("eps"), *pointers("scale shift")]
 
 
 class QrowsArgs(Args):
     c_name = "qt_qrows_args"
     arrays: ClassVar = {"weight": ("float32",), "bias": ("float32",), "powers": ("int64",)}
     _fields_: ClassVar = [
-        *_longs("rows n inner"),
-        *_ints("shift x_zero out_zero"),
-        *_floats("x_scale out_scale"),
-        *_ints("reserved"),
+        *longs("rows n inner"),
+        *ints("shift x_zero out_zero"),
+        *floats("x_scale out_scale"),
+        *ints("reserved"),
         ("eps", c_double),
-        *_pointers("weight bias powers"),
+        *pointers("weight bias powers"),
     ]
 
 
@@ -298,17 +241,17 @@ class MatmulArgs(Args):
     c_name = "qt_matmul_args"
     _fields_: ClassVar = [
         ("batch", c_int64 * 4),
-        *_longs("rows inner columns"),
+        *longs("rows inner columns"),
         ("a_batch", c_int64 * 4),
-        *_longs("a_row a_inner a_offset"),
+        *longs("a_row a_inner a_offset"),
         ("b_batch", c_int64 * 4),
-        *_longs("b_inner b_column b_offset"),
+        *longs("b_inner b_column b_offset"),
         ("mask_batch", c_int64 * 4),
-        *_longs("mask_row mask_offset"),
+        *longs("mask_row mask_offset"),
         ("y_batch", c_int64 * 4),
-        *_longs("y_row"),
-        *_floats("scale"),
-        *_ints("mask a_zero b_zero out_zero reserved"),
+        *longs("y_row"),
+        *floats("scale"),
+        *ints("mask a_zero b_zero out_zero reserved"),
     ]
 
 
@@ -326,26 +269,26 @@ class RecurrentArgs(Args):
         **dict.fromkeys(("w_scale", "r_scale", "bias", "peephole"), ("float32",)),
     }
     _fields_: ClassVar = [
-        *_ints("kind time batch in_features hidden directions reverse batch_first dynamic reduce_range row_wise fused"),
-        *_ints("input_forget linear_before_reset relu lengths_bytes initial_h initial_c"),
-        *_floats("clip"),
-        *_pointers("w r w_scale r_scale bias peephole"),
+        *ints("kind time batch in_features hidden directions reverse batch_first dynamic reduce_range row_wise fused"),
+        *ints("input_forget linear_before_reset relu lengths_bytes initial_h initial_c"),
+        *floats("clip"),
+        *pointers("w r w_scale r_scale bias peephole"),
     ]
 
 
 class TnormArgs(Args):
     c_name = "qt_tnorm_args"
-    _fields_: ClassVar = [*_longs("rows"), *_ints("channels"), *_floats("eps")]
+    _fields_: ClassVar = [*longs("rows"), *ints("channels"), *floats("eps")]
 
 
 class TquantArgs(Args):
     c_name = "qt_tquant_args"
-    _fields_: ClassVar = [*_longs("rows n"), *_floats("low high"), *_ints("fused reserved")]
+    _fields_: ClassVar = [*longs("rows n"), *floats("low high"), *ints("fused reserved")]
 
 
 class TclampArgs(Args):
     c_name = "qt_tclamp_args"
-    _fields_: ClassVar = [*_longs("count"), *_floats("low high")]
+    _fields_: ClassVar = [*longs("count"), *floats("low high")]
 
 
 class Ceiling(enum.IntEnum):
@@ -356,20 +299,20 @@ class Ceiling(enum.IntEnum):
 
 class CeilingArgs(Args):
     c_name = "qt_ceiling_args"
-    _fields_: ClassVar = [*_ints("kind chunks"), *_longs("bytes rounds")]
+    _fields_: ClassVar = [*ints("kind chunks"), *longs("bytes rounds")]
 
 
 class CBuffer(ctypes.Structure):
     c_name = "qt_buffer"
-    _fields_: ClassVar = [*_ints("kind reserved"), *_longs("offset bytes")]
+    _fields_: ClassVar = [*ints("kind reserved"), *longs("offset bytes")]
 
 
 class COp(ctypes.Structure):
     c_name = "qt_op"
     _fields_: ClassVar = [
-        *_ints("kind input_count"),
+        *ints("kind input_count"),
         ("inputs", c_int32 * MAX_INPUTS),
-        *_ints("output reserved"),
+        *ints("output reserved"),
         ("args", c_void_p),
         ("kernel", c_char_p),
     ]
@@ -378,8 +321,8 @@ class COp(ctypes.Structure):
 class CPlanDesc(ctypes.Structure):
     c_name = "qt_plan_desc"
     _fields_: ClassVar = [
-        *_ints("abi isa threads buffer_count op_count reserved"),
-        *_longs("arena_bytes"),
+        *ints("abi isa threads buffer_count op_count reserved"),
+        *longs("arena_bytes"),
         ("buffers", ctypes.POINTER(CBuffer)),
         ("ops", ctypes.POINTER(COp)),
     ]

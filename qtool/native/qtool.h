@@ -317,35 +317,25 @@ typedef struct qt_recurrent_args {
   const float* peephole;        // [directions][3][hidden], LSTM, or NULL
 } qt_recurrent_args;
 
-// Training: what changes from step to step is an input. These operators read external buffers exactly. Any number of
-// threads gives the same bits: sums are taken in parts that the shapes say, and the parts are added in their order.
-// The convolutions take the sizes and paddings of the forward one from qt_conv_args, without arrays, clamp and residual:
-//   TCONV              y = conv(x, weight [O][KH][KW][I]) + bias [O]
-//   TCONV_INPUT_GRAD   dx, of x's sizes; TCONV_WEIGHT_GRAD dw [O][KH][KW][I], both for dy of y's sizes
-// TMAX_POOL_GRAD is of QT_POOL_MAX without adaptive bins: the first of the largest in a window gets all.
-
-// Over [rows][channels]; tnorm/tnorm.h has the formulas. The output of TNORM is y and then, each [channels], mean, biased
-// variance and 1 / sqrt(variance + eps); that of TNORM_GRAD dx and then dweight and dbias; that of TSUMS [channels].
+// Training: what changes from step to step is an input, external buffers are read exactly, and no bit depends on the
+// number of threads. Formulas are in the headers of the families tconv, tnorm and teltwise. TCONV... take the forward
+// convolution's sizes from qt_conv_args, without arrays, clamp and residual; TMAX_POOL_GRAD a pool without adaptive bins.
+//
+// Over [rows][channels]. The output of TNORM is y and then, each [channels], mean, biased variance and
+// 1 / sqrt(variance + eps); that of TNORM_GRAD dx and then dweight and dbias; that of TSUMS [channels].
 typedef struct qt_tnorm_args {
   int64_t rows;
   int32_t channels;
   float eps;
 } qt_tnorm_args;
 
-// Over [rows][n], each row with its own scale and zero point (a number, as float32), in float32:
-//   r = nearbyint(fma(x, 1 / scale, zero)) with `fused` (a tensor), nearbyint(x * (1 / scale) + zero) without (a channel)
-//   FAKE_QUANT             y = scale * (clamp(r, low, high) - zero); NaN becomes low
-//   FAKE_QUANT_GRAD        dx = dy where low <= r <= high, 0 elsewhere
-//   FAKE_QUANT_SCALE_GRAD  ds = sum of dy * (r - zero - x / scale where low <= r <= high, clamp(r) - zero elsewhere)
-//   MIN_MAX                the smallest and the largest; NaN where there is one; infinity, -infinity of nothing
+// Over [rows][n], each row with its own scale and zero point (a number, as float32).
 typedef struct qt_tquant_args {
   int64_t rows, n;
   float low, high;
-  int32_t fused, reserved;
+  int32_t fused, reserved;  // 1: one rounding of x / scale + zero, as of a whole tensor; 0: two, as of channels
 } qt_tquant_args;
 
-// y = clamp(x, low, high), NaN stays NaN. Its gradient is dy, and 0 where x <= low or x >= high (PyTorch's relu, relu6 and
-// hardtanh); infinite limits cut nothing.
 typedef struct qt_tclamp_args {
   int64_t count;
   float low, high;
