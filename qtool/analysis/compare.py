@@ -24,6 +24,7 @@ from qtool.ir import Array, Graph, Node, QParams, all_bodies, bodies_by_path, bo
 from qtool.ir.pieces import row_pieces
 from qtool.ops import get
 from qtool.passes import Fusion, float_names, fuse, lower_qdq
+from qtool.passes.equalize import META, equalize
 from qtool.quantize.data_state import State, run_step
 
 __all__ = ["Advice", "Comparison", "LayerError", "Pair", "compare", "compare_weights"]
@@ -70,12 +71,15 @@ class Pair:
 
     @staticmethod
     def of(float_graph: Graph, quant_graph: Graph) -> Pair:
-        """Repeats on the float graph the fusion that the quantized file records; ModelError where they do not fit."""
+        """Repeats on the float graph what the quantized file records: equalizing and fusing. ModelError where they do
+        not fit."""
         if float_graph.is_quantized or not quant_graph.is_quantized:
             raise ModelError(
                 f"expected a float and a quantized model, in this order; got '{float_graph.name}', which is"
                 f" {_kind(float_graph)}, and '{quant_graph.name}', which is {_kind(quant_graph)}"
             )
+        if META in quant_graph.meta:
+            float_graph = equalize(float_graph)
         pair = Pair(fuse(float_graph, Fusion.from_json(quant_graph.meta.get("fusion"))), lower_qdq(quant_graph))
         difference = _difference(pair)
         if difference:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qtool.analysis.advice import Advice
 from qtool.cli.common import printable
-from qtool.report.types import FLOAT_OUTPUTS, Accuracy, Latency, Report, Training, TrainReport
+from qtool.report.types import FLOAT_OUTPUTS, Accuracy, Equalized, Latency, Report, Training, TrainReport
 
 SHOWN_MODULES, SHOWN_OPERATORS = 4, 3
 RATES = ("top1", "top5")
@@ -80,6 +80,8 @@ def report(result: Report, *, verbose: bool = False) -> RenderableType:
         parts += ["", _layers(result)]
     if result.training is not None:
         parts += ["", epochs(result.training.epochs, result.training.best), line(_agreement(result.training))]
+    if result.equalized is not None:
+        parts += ["", line(_equalized(result.equalized))]
     parts += ["", _rules(result)]
     if result.fallbacks:
         parts += ["", _fallbacks(result)]
@@ -184,6 +186,10 @@ def _agreement(training: Training) -> str:
         f"the int8 model gives the numbers of the trained one ({how}) for {percent(training.same_outputs)} of outputs"
         f" and its class for {percent(training.same_top1)} of {plural(training.compared, 'sample')}"
     )
+
+
+def _equalized(found: Equalized) -> str:
+    return f"equalized: {plural(found.channels, 'channel')} of {plural(found.layers, 'layer')} rescaled"
 
 
 def _layers(result: Report) -> RenderableType:

@@ -81,7 +81,8 @@ def folded(weight: Array, bias: Array | None, norm: Norm) -> tuple[Array, Array]
     )
 
 
-def _norm(graph: Graph, bn: Node) -> Norm:
+def norm_of(graph: Graph, bn: Node) -> Norm:
+    """The batch norm of a node whose parameters are constants."""
     mean, variance = (graph.initializers[name] for name in bn.inputs[1:3])
     optional = [graph.initializers[name] if name else None for name in (*bn.inputs[3:], "", "")[:2]]
     weight = optional[0] if optional[0] is not None else np.ones_like(mean)
@@ -93,7 +94,7 @@ def _fold(graph: Graph, layer: Node, bn: Node) -> tuple[Node, dict[str, Array]]:
     """The layer with new parameters, and these."""
     weight_name, bias_name = layer.inputs[1], (*layer.inputs, "")[2]
     bias = graph.initializers[bias_name] if bias_name else None
-    weight, shift = folded(graph.initializers[weight_name], bias, _norm(graph, bn))
+    weight, shift = folded(graph.initializers[weight_name], bias, norm_of(graph, bn))
     new_weight, new_bias = _free(graph, weight_name), _free(graph, bias_name or f"{layer.name}.bias")
     inputs = (layer.inputs[0], new_weight, new_bias)
     return replace(layer, inputs=inputs, outputs=bn.outputs), {new_weight: weight, new_bias: shift}

@@ -10,6 +10,7 @@ from qtool.analysis.metrics import find_metric
 from qtool.errors import ModelError, RecipeError
 from qtool.ir import Graph
 from qtool.ir.files import check_writable
+from qtool.passes.equalize import equalize
 from qtool.pipeline.models import load_model
 from qtool.quantize.data import Dataset, open_data
 from qtool.quantize.prepare import Prepared, PrepareOptions, prepare
@@ -42,7 +43,8 @@ def check_recipe(recipe: Recipe, engine: EngineOptions = EngineOptions()) -> Che
         prepared, fed = model.source.prepared, model.source.float_graph
     else:
         options = PrepareOptions(recipe.mode, recipe.backend, recipe.fuse, recipe.stubs)
-        model, prepared, fed = None, prepare(graph, recipe.rules, options), graph
+        source = equalize(graph) if recipe.equalize else graph
+        model, prepared, fed = None, prepare(source, recipe.rules, options), graph
     calibration, evaluation, validation = (
         _opened(config, fed) for config in (recipe.calibration, recipe.evaluation, recipe.validation)
     )

@@ -157,6 +157,10 @@ RECIPE = Table(
                 Either(Choice(("auto", "none")), ListOf(ListOf(Text("the name of a module")))),
                 "auto, none, or lists of modules to fuse: [[conv1, bn1, relu]]",
             ),
+            "equalize": Key(
+                Flag(),
+                "rescale channels between layers first, so that one weight scale fits them all (modes static and qat)",
+            ),
             "stubs": Key(
                 Either(
                     Choice(("auto",)),

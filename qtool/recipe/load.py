@@ -53,6 +53,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         debug=values.get("debug", False),
         fuse=values.get("fuse", "auto"),
         stubs=_stubs(values.get("stubs", "auto")),
+        equalize=values.get("equalize", False),
         train=train,
         head=read_head(values.get("head"), item),
         validation=read_data(values.get("validation"), item, "validation"),
@@ -99,6 +100,8 @@ def _check_together(recipe: Recipe, item: Item) -> None:
     # Training observes its own data.
     if Mode.STATIC in modes and recipe.train is None and recipe.calibration is None:
         item.fail("calibration is missing: mode static needs data to observe")
+    if recipe.equalize and recipe.mode not in (Mode.STATIC, Mode.QAT):
+        item.entries()["equalize"].fail(f"equalize: got mode {recipe.mode.value}, expected static or qat; leave it out")
     gates = item.entries().get("gates", item)
     for key in ("max_accuracy_drop", "min_metric", "max_metric"):
         if getattr(recipe.gates, key) is not None and recipe.evaluation is None:

@@ -283,6 +283,8 @@ class Recipe:
     fuse: str | tuple[tuple[str, ...], ...] = "auto"
     stubs: Stubs | None = None
     """None places quantize and dequantize automatically."""
+    equalize: bool = False
+    """Channels are rescaled between layers first, so that one weight scale fits them all (``passes.equalize``)."""
     train: TrainConfig | None = None
     """There if, and only if, the mode trains."""
     head: Head | None = None

@@ -17,9 +17,10 @@ from qtool.ir import Graph, Node, bodies_by_path, body_path
 from qtool.ops import get
 from qtool.ops.registry import dynamic_twin
 from qtool.passes import lower_qdq, quantized_name
+from qtool.passes.equalize import META, counts_of
 from qtool.quantize.calibrate import Calibrated
 from qtool.recipe.schema import Recipe
-from qtool.report.types import Accuracy, Fallback, Gate, Latency, Layer, Report, RuleRow, Size, Training
+from qtool.report.types import Accuracy, Equalized, Fallback, Gate, Latency, Layer, Report, RuleRow, Size, Training
 
 REFERENCE = "reference"
 """What a session's profile calls the kernel of a node that runs on the NumPy reference."""
@@ -56,13 +57,14 @@ def build_report(recipe: Recipe, calibrated: Calibrated, quantized: Graph, measu
         gates=_gates(recipe, measured),
         advice=measured.advice,
         training=measured.training,
+        equalized=Equalized(*counts_of(prepared.graph)) if recipe.equalize else None,
         provenance=provenance(quantized),
     )
 
 
 def provenance(quantized: Graph) -> Mapping[str, Any]:
     """Where the numbers come from: what the file records, and the host."""
-    kept = {key: value for key, value in quantized.meta.items() if key != "fusion"}
+    kept = {key: value for key, value in quantized.meta.items() if key not in ("fusion", META)}
     return {**kept, "host": {"machine": platform.machine(), "system": platform.system(), "numpy": np.__version__}}
 
 

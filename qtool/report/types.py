@@ -132,6 +132,14 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Equalized:
+    """How many channels were rescaled, and behind how many layers, where the recipe says ``equalize: true``."""
+
+    layers: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """What ``qtool train`` tells: the epochs, the index of the best one, and the metric of its model."""
 
@@ -167,6 +175,7 @@ class Report:
     advice: tuple[Advice, ...] = ()
     """What to change in the recipe, where more than a point of accuracy is lost."""
     training: Training | None = None
+    equalized: Equalized | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA
 

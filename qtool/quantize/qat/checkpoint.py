@@ -97,7 +97,7 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Json], path: s
 
 def settings_of(recipe: Recipe, graph: Graph) -> dict[str, Json]:
     """What decides on a training: the float model (a hash), and those of the recipe's keys that training depends on."""
-    keys = ("mode", "backend", "qconfig_dict", "fuse", "stubs", "calibration", "train", "head")
+    keys = ("mode", "backend", "qconfig_dict", "fuse", "equalize", "stubs", "calibration", "train", "head")
     plain = {key: recipe.resolved[key] for key in keys if key in recipe.resolved}
     if "train" in plain:
         plain["train"] = {key: value for key, value in plain["train"].items() if key != "checkpoint"}

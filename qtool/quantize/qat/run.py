@@ -9,6 +9,7 @@ from typing import Any
 
 from qtool.errors import ModelError, RecipeError
 from qtool.ir import Array, Graph, all_nodes
+from qtool.passes.equalize import equalize
 from qtool.quantize.prepare import PrepareOptions
 from qtool.quantize.qat import snapshot
 from qtool.quantize.qat.batches import TrainBatches
@@ -51,6 +52,7 @@ def build_model(graph: Graph, recipe: Recipe, machine: Machine = Machine()) -> Q
 
     With a new head only that head trains, unless ``train.layers`` says otherwise. RecipeError for a pattern that
     matches nothing, ModelError for a head that does not fit, QuantizationError for what cannot be trained or quantized.
+    A recipe that equalizes trains the equalized graph.
     """
     config = training_config(recipe)
     patterns = config.layers
@@ -60,6 +62,8 @@ def build_model(graph: Graph, recipe: Recipe, machine: Machine = Machine()) -> Q
         before = graph
         graph = replace_head(graph, recipe.head, config.seed)
         patterns = patterns or (Pattern(_replaced(before, graph)),)
+    if recipe.equalize:
+        graph = equalize(graph)
     trains = select(patterns, all_nodes(graph))
     options = PrepareOptions(recipe.mode, recipe.backend, recipe.fuse, recipe.stubs)
     source = unfused(graph) if recipe.mode is Mode.FLOAT else prepare_qat(graph, recipe.rules, options)
