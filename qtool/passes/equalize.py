@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from qtool.errors import ModelError
-from qtool.ir import Array, Graph, Json, with_bodies
+from qtool.ir import Array, Graph, Json, Node, with_bodies
 from qtool.passes.equalize_chains import Chain, find_chains, layer_table, reach_of
 
 META = "equalize"
@@ -70,8 +70,9 @@ def _equalized(graph: Graph, counts: _Counts) -> Graph:
         scaled = _Scaled(graph, chains)
         scaled.settle()
         arrays = scaled.arrays()
-        counts.layers += sum(bool(np.any(chain_factors != 1)) for chain_factors in scaled.factors)
-        counts.channels += sum(int(np.sum(chain_factors != 1)) for chain_factors in scaled.factors)
+        changed = [int(np.sum(factors != 1)) for factors in scaled.factors]
+        counts.layers += sum(count > 0 for count in changed)
+        counts.channels += sum(changed)
         graph = replace(graph, initializers=MappingProxyType({**graph.initializers, **arrays}))
     return with_bodies(graph, lambda body, _: _equalized(body, counts))
 
@@ -113,21 +114,26 @@ class _Scaled:
         read /= by.reshape(read.shape[0], 1, read.shape[2])
 
     def arrays(self) -> Mapping[str, Array]:
-        """The parameters that change, by name; factors of both sides of a weight are rounded once."""
-        found: dict[str, Array] = {}
+        """The parameters that change, by name; with factors on both sides a weight is rounded once."""
+        by: dict[str, Array] = {}
         for chain, factors in zip(self._chains, self.factors, strict=True):
-            for name in chain.scaled:
-                self._change(found, name, factors.reshape(-1, *[1] * (self._graph.initializers[name].ndim - 1)))
-            name = chain.consumer.inputs[1]
-            weight = self._graph.initializers[name]
-            groups = self._tables[chain.consumer.name].shape[0]
-            split = (1.0 / factors).reshape(groups, 1, -1)
-            rows = np.repeat(split, weight.shape[0] // groups, axis=1).reshape(*weight.shape[:2])
-            self._change(found, name, rows.reshape(*rows.shape, *[1] * (weight.ndim - 2)))
-        return {name: array.astype(self._graph.initializers[name].dtype) for name, array in found.items()}
+            if np.any(factors != 1):
+                for name in chain.scaled:
+                    by[name] = by.get(name, 1.0) * self._along_outputs(name, factors)
+                weight = chain.consumer.inputs[1]
+                by[weight] = by.get(weight, 1.0) * self._along_inputs(chain.consumer, 1.0 / factors)
+        arrays = self._graph.initializers
+        return {name: (arrays[name] * scale).astype(arrays[name].dtype) for name, scale in by.items()}
 
-    def _change(self, found: dict[str, Array], name: str, by: Array) -> None:
-        found[name] = found.get(name, self._graph.initializers[name]) * by
+    def _along_outputs(self, name: str, factors: Array) -> Array:
+        return factors.reshape(-1, *[1] * (self._graph.initializers[name].ndim - 1))
+
+    def _along_inputs(self, layer: Node, factors: Array) -> Array:
+        """For a weight (O, C / groups, *kernel), whose rows of a group read the channels of that group."""
+        weight = self._graph.initializers[layer.inputs[1]]
+        groups = self._tables[layer.name].shape[0]
+        rows = np.repeat(factors.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+        return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
 
 
 def even(outputs: Array, inputs: Array) -> Array:
