@@ -14,8 +14,9 @@ from qtool.passes.fold_bn import FOLDABLE, can_fold, norm_of
 from qtool.passes.fuse_activation import CLAMPS
 
 SIGMAS = 6.0
-"""Deviations from its mean that a channel is taken to reach. With 6 the logits of MobileNetV1 change by up to 0.2 %,
-with 8 by 0.1 %, and as many weights become alike."""
+"""Deviations from its mean that a channel is taken to reach; what is beyond may be cut by a clamp. With 6 the logits of
+MobileNetV1 change by 0.15 % (the median of pictures, 4 % at most) and no class does; with 8 fewer channels may be
+rescaled, and int8 is no better."""
 
 
 @dataclass(frozen=True)
