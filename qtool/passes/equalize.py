@@ -34,8 +34,8 @@ def equalize(graph: Graph) -> Graph:
     ``layer(act(bn(layer(x))))`` stays that, with factors a > 0 a channel: the first batch norm's weight and bias (or,
     without one, the first layer's rows and bias) times a, the second layer's weights that read the channel through a.
     ``act`` is nothing, relu, or a clamp from 0 that the channel does not reach, neither before nor after (as its batch
-    norm tells; without one such chains are left alone). What the graph computes stays the same but for rounding, and for
-    clamps where a value is much further from its mean than the batch norm has it.
+    norm tells; without one such chains are left alone). What the graph computes stays the same but for rounding, and
+    for clamps where a value is much further from its mean than the batch norm has it.
 
     Left alone: values and parameters with other readers, layers with a residual, weights that are no float constants,
     batch norms without weight. Bodies of control flow are rewritten too. ``meta["equalize"]`` of the result counts
