@@ -308,7 +308,7 @@ def test_nothing_is_written_before_everything_is_measured(tmp_path, monkeypatch)
         assert listing(tmp_path) == before
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qtool.pipeline.measure_accuracy", stop)
+    monkeypatch.setattr("qtool.pipeline.measure.measure_accuracy", stop)
     with pytest.raises(KeyboardInterrupt):
         quantize_recipe(load_recipe(path), quiet)
     assert listing(tmp_path) == before

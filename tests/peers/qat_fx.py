@@ -1,15 +1,15 @@
-"""Runs a recipe of mode qat in PyTorch's FX mode, on the same model, batches, rates and epochs, to be held against qtool's.
+"""Runs a recipe of mode qat in PyTorch's FX mode, on the same model, batches, rates and epochs.
 
     python tests/peers/qat_fx.py tests/recipes/resnet20_qat.yaml --set model.weights=... --threads 2
 
-Prints the top-1 of the float model, of the one with fake quantization and of the converted one. The qconfig is PyTorch's
-default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over.
+Tells the top-1 of the float model, of the one with fake quantization and of the converted one. The qconfig is
+PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 import warnings
 from collections.abc import Callable
 
@@ -33,6 +33,7 @@ from qtool.recipe.schema import Recipe, TrainConfig
 from qtool.recipe.training import Distance, Loss, Optimizer
 
 Run = Callable[[Tensor], Tensor]
+log = logging.getLogger("qat_fx")
 
 
 def main() -> None:
@@ -42,16 +43,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.recipe, options.set)
     graph = clean(load_model(recipe.model))
     assert recipe.evaluation is not None
     evaluation = open_data(recipe.evaluation, graph)
     teacher = module_of(graph)
-    print(f"float {top1(teacher, evaluation):.2%}", flush=True)
+    log.info("float %.2f %%", 100 * top1(teacher, evaluation))
     trained = train(recipe, graph, teacher)
-    print(f"fake quantized {top1(trained, evaluation):.2%}", flush=True)
-    print(f"int8 {top1(quantize_fx.convert_fx(trained), evaluation):.2%}")
+    log.info("fake quantized %.2f %%", 100 * top1(trained, evaluation))
+    log.info("int8 %.2f %%", 100 * top1(quantize_fx.convert_fx(trained), evaluation))
 
 
 def train(recipe: Recipe, graph: Graph, teacher: Run) -> nn.Module:
@@ -74,7 +76,7 @@ def train(recipe: Recipe, graph: Graph, teacher: Run) -> nn.Module:
                 loss.backward()
                 optimizer.step()
                 total += loss.item()
-            print(f"epoch {epoch + 1}: loss {total / data.steps_per_epoch:.4f}", file=sys.stderr, flush=True)
+            log.info("epoch %d: loss %.4f", epoch + 1, total / data.steps_per_epoch)
     return module.eval()
 
 
