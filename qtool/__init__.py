@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from qtool.quantize.calibrate import calibrate
     from qtool.quantize.convert import convert
     from qtool.quantize.prepare import prepare
-    from qtool.recipe.presets import get_default_dynamic_qconfig, get_default_qconfig
+    from qtool.quantize.qat.model import QatModel
+    from qtool.quantize.qat.prepare import prepare_qat
+    from qtool.recipe.presets import get_default_dynamic_qconfig, get_default_qat_qconfig, get_default_qconfig
 
 __all__ = [
+    "QatModel",
     "Session",
     "calibrate",
     "compare",
@@ -34,14 +37,17 @@ __all__ = [
     "from_torch",
     "fuse",
     "get_default_dynamic_qconfig",
+    "get_default_qat_qconfig",
     "get_default_qconfig",
     "load",
     "prepare",
+    "prepare_qat",
     "quantize",
     "save",
 ]
 
 _HOMES = {
+    "QatModel": "qtool.quantize.qat.model",
     "Session": "qtool.engine.session",
     "calibrate": "qtool.quantize.calibrate",
     "compare": "qtool.analysis.compare",
@@ -49,9 +55,11 @@ _HOMES = {
     "from_torch": "qtool.frontends.torch",
     "fuse": "qtool.passes",
     "get_default_dynamic_qconfig": "qtool.recipe.presets",
+    "get_default_qat_qconfig": "qtool.recipe.presets",
     "get_default_qconfig": "qtool.recipe.presets",
     "load": "qtool.ir.npz",
     "prepare": "qtool.quantize.prepare",
+    "prepare_qat": "qtool.quantize.qat.prepare",
     "quantize": "qtool.quantize.api",
     "save": "qtool.ir.npz",
 }

@@ -63,9 +63,13 @@ def _opened(config: DataConfig | None, graph: Graph) -> Dataset | None:
 
 def _check_outputs(recipe: Recipe) -> None:
     """RecipeError where a result would overwrite what the recipe reads, OutputError where one cannot be written."""
-    data = [config.data for config in (recipe.calibration, recipe.evaluation) if config is not None]
+    train = recipe.train
+    blocks = (recipe.calibration, recipe.evaluation, recipe.validation, train and train.data)
+    data = [config.data for config in blocks if config is not None]
     read = {os.path.realpath(path) for path in (recipe.path, recipe.model_file, *data) if path is not None}
-    for key, path in (("output", recipe.output), ("report.json", recipe.report_json)):
+    checkpoint = train.checkpoint if train is not None else None
+    outputs = (("output", recipe.output), ("report.json", recipe.report_json), ("train.checkpoint", checkpoint))
+    for key, path in outputs:
         if path is None:
             continue
         if os.path.realpath(path) in read:

@@ -22,7 +22,7 @@ from qtool.quantize.qat.prepare import prepare_qat, unfused
 from qtool.quantize.qat.training import Epoch, Hooks, Progress, Trainer
 from qtool.recipe.match import select
 from qtool.recipe.schema import Mode, Recipe, TrainConfig
-from qtool.recipe.training import Loss, Pattern
+from qtool.recipe.training import Pattern
 
 NOW, BEST, OPTIMIZER = "now", "best", "optimizer"
 """What the arrays of a checkpoint belong to: its state, that of the best epoch, and the optimizer's."""
@@ -57,8 +57,6 @@ def build_model(graph: Graph, recipe: Recipe, machine: Machine = Machine()) -> Q
     config = training_config(recipe)
     patterns = config.layers
     if recipe.head is not None:
-        if config.loss.name is Loss.DISTILLATION:
-            raise RecipeError(f"{recipe.path}: a new head has no float model to distil from; choose another loss")
         before = graph
         graph = replace_head(graph, recipe.head, config.seed)
         patterns = patterns or (Pattern(_replaced(before, graph)),)
