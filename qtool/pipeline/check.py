@@ -64,7 +64,7 @@ def _opened(config: DataConfig | None, graph: Graph) -> Dataset | None:
 def _check_outputs(recipe: Recipe) -> None:
     """RecipeError where a result would overwrite what the recipe reads, OutputError where one cannot be written."""
     train = recipe.train
-    blocks = (recipe.calibration, recipe.evaluation, recipe.validation, train and train.data)
+    blocks = (recipe.calibration, recipe.evaluation, recipe.validation, train.data if train is not None else None)
     data = [config.data for config in blocks if config is not None]
     read = {os.path.realpath(path) for path in (recipe.path, recipe.model_file, *data) if path is not None}
     checkpoint = train.checkpoint if train is not None else None

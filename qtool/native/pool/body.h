@@ -15,16 +15,25 @@ typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 
+// One register of elements: gcc 12 compares longer vectors in pieces, but chooses between them number by number.
+#if defined(__AVX512BW__)
+constexpr int kRegister = 64;
+#elif defined(__AVX2__)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
+
 // A vector type as a template argument would lose its alignment: these name it.
 template <class T>
 struct VectorOf;
 template <>
 struct VectorOf<uint8_t> {
-  typedef Bytes Type;
+  typedef uint8_t Type __attribute__((vector_size(kRegister), aligned(1), may_alias));
 };
 template <>
 struct VectorOf<float> {
-  typedef Floats Type;
+  typedef float Type __attribute__((vector_size(kRegister), aligned(4), may_alias));
 };
 
 template <class T>
