@@ -86,7 +86,9 @@ def test_constants_move_into_the_bodies_that_read_them():
     check_types(graph)
     for cond in (True, False):
         feeds = feeds_of(graph, 3, cond=cond)
-        np.testing.assert_array_equal(Session(graph).run(feeds)["tail"], Session(if_graph()).run(feeds)["tail"])
+        # On the reference, since native kernels, which run where weights are constants, sum up in another order.
+        moved, given = (Session(one, engine="reference").run(feeds)["tail"] for one in (graph, if_graph()))
+        np.testing.assert_array_equal(moved, given)
 
 
 def test_a_body_of_any_size_keeps_its_input():
