@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -85,7 +85,13 @@ def _expected(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:
     return np.clip(y, *map(np.float32, case.clamp))
 
 
+def _fit(case: Case, row: native.KernelRow) -> Case:
+    """The case with what the row is for."""
+    return replace(case, reduce_range=True) if row.name.endswith("_reduced") else case
+
+
 def _check(case: Case, row: native.KernelRow, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
+    case = _fit(case, row)
     np.testing.assert_array_equal(case.run(row, arrays, threads), _expected(case, arrays), err_msg=str(case))
 
 
@@ -126,7 +132,7 @@ def test_blocks_of_tiles(row):
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 768, 768), (130, 300, 70), (700, 1000, 12), (2, 40000, 3)])
 @pytest.mark.parametrize("row_wise", [False, True])
 def test_many_chunks_and_threads(row, rows, inputs, outputs, row_wise):
-    case = Case(rows, inputs, outputs, row_wise=row_wise)
+    case = _fit(Case(rows, inputs, outputs, row_wise=row_wise), row)
     arrays = case.arrays(rows)
     expected = _expected(case, arrays)
     for threads in (1, 2, 3):
@@ -150,11 +156,24 @@ def test_corners_of_the_product(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_ties_round_as_the_original_does(row):
     """Halves of a step: with the zero point added before the rounding an odd one turns the direction."""
-    for low, high in ((-3.0, 252.0), (-4.0, 251.0), (0.0, 255.0), (-255.0, 0.0)):
-        x = np.arange(low, high + 0.25, 0.5, dtype=np.float32)[None]
-        case = Case(1, x.size, 40, bias=False)
+    steps = 127.0 if _fit(Case(1, 1, 1), row).reduce_range else 255.0
+    for low in (-3.0, -4.0, 0.0, -steps):
+        x = np.arange(low, low + steps + 0.25, 0.5, dtype=np.float32)[None]
+        case = _fit(Case(1, x.size, 40, bias=False), row)
         arrays = case.arrays(1) | {"x": x}
-        assert choose_qparams(x.min(), x.max(), False) == (1.0, -low)
+        assert choose_qparams(x.min(), x.max(), case.reduce_range) == (1.0, -low)
+        _check(case, row, arrays)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_largest_number_of_a_reduced_range(row):
+    """A zero point of half a step is rounded, and the end of the range with it: to 128."""
+    for low in np.arange(-126.5, 0, 1.0):
+        case = Case(2, 8, 16, reduce_range=True, bias=False)
+        arrays = case.arrays(3)
+        arrays["x"][:] = low + 127
+        arrays["x"][:, 0] = low
+        arrays["weight"][:] = np.array([-128, 127])[np.arange(16) % 2][:, None]
         _check(case, row, arrays)
 
 
@@ -170,7 +189,15 @@ def test_ranges_that_are_empty_or_tiny(row):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_no_rows(row):
-    assert Case(0, 5, 6).run(row, Case(0, 5, 6).arrays(0)).shape == (0, 6)
+    case = _fit(Case(0, 5, 6), row)
+    assert case.run(row, case.arrays(0)).shape == (0, 6)
+
+
+@pytest.mark.usefixtures("need_native")
+def test_a_row_for_reduced_ranges_refuses_others():
+    for row in (row.values[0] for row in ROWS if "_reduced" in str(row.values[0])):
+        with pytest.raises(EngineError, match="cannot do this operator"):
+            Case(1, 4, 4).run(row, Case(1, 4, 4).arrays(0))
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -1,7 +1,9 @@
 // 6 rows x 16 features: 12 accumulators. Exact: q is kept as 16-bit numbers and weights are widened when loaded, since
-// the sum of two products of u8 and s8 does not fit the 16 bits that vpmaddubsw saturates to.
+// the sum of two products of u8 and s8 does not fit the 16 bits that vpmaddubsw saturates to; where q is reduced to 128 at
+// most it does, and bytes are multiplied.
 //
-//   vpmaddwd  s32 = s16*s16 + s16*s16
+//   vpmaddwd    s32 = s16*s16 + s16*s16
+//   vpmaddubsw  s16 = u8*s8 + u8*s8
 #include <immintrin.h>
 
 #include "qlinear_dynamic/qlinear_dynamic.h"
@@ -74,6 +76,19 @@ void quantize(const float* x, int64_t count, float inverse_scale, int32_t zero, 
   }
 }
 
+void quantize_reduced(const float* x, int64_t count, float inverse_scale, int32_t zero, void* q) {
+  const __m256 inverse = _mm256_set1_ps(inverse_scale), zeros = _mm256_set1_ps((float)zero);
+  const __m256 low = _mm256_setzero_ps(), high = _mm256_set1_ps(255);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const bool whole = i + kLanes <= count;
+    const __m256 a = whole ? _mm256_loadu_ps(x + i) : _mm256_maskload_ps(x + i, first_lanes(count - i));
+    const __m256 y = _mm256_min_ps(_mm256_max_ps(_mm256_fmadd_ps(a, inverse, zeros), low), high);
+    const __m256i rounded = _mm256_cvtps_epi32(y);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+    _mm_storel_epi64((__m128i*)((uint8_t*)q + i), _mm_packus_epi16(words, words));
+  }
+}
+
 template <int R, int V>
 static inline __attribute__((always_inline)) void finish(const QlinearDynamicTile& tile, const __m256i (&sum)[R][V]) {
   const __m256 low = _mm256_set1_ps(tile.low), high = _mm256_set1_ps(tile.high);
@@ -116,15 +131,52 @@ static void run_tile(const QlinearDynamicTile& tile) {
   finish<R, V>(tile, sum);
 }
 
+// Of bytes; the weights are read where they lie, since all registers are taken.
+static inline __attribute__((always_inline)) void dot_bytes(__m256i (&sum)[2], __m256i q, const __m256i* w, __m256i one) {
+  __m256i other;
+  __asm__("vpmaddubsw %5, %2, %3\n\tvpmaddubsw %6, %2, %2\n\tvpmaddwd %4, %3, %3\n\tvpmaddwd %4, %2, %2\n\t"
+          "vpaddd %3, %0, %0\n\tvpaddd %2, %1, %1"
+          : "+x"(sum[0]), "+x"(sum[1]), "+x"(q), "=&x"(other)
+          : "x"(one), "m"(w[0]), "m"(w[1]));
+}
+
+static inline __attribute__((always_inline)) void dot_bytes(__m256i (&sum)[1], __m256i q, const __m256i* w, __m256i one) {
+  __asm__("vpmaddubsw %3, %1, %1\n\tvpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"
+          : "+x"(sum[0]), "+x"(q)
+          : "x"(one), "m"(w[0]));
+}
+
+template <int R, int V>
+static void run_reduced(const QlinearDynamicTile& tile) {
+  __m256i sum[R][V];
+  UNROLL for (int r = 0; r < R; ++r) {
+    UNROLL for (int v = 0; v < V; ++v) sum[r][v] = _mm256_setzero_si256();
+  }
+  const int32_t* row[R];  // 4 numbers of k each
+  UNROLL for (int r = 0; r < R; ++r) row[r] = (const int32_t*)((const uint8_t*)tile.q + r * tile.q_bytes);
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i* weight = (const __m256i*)tile.weight;
+  for (int64_t k = 0; k < tile.groups; ++k, weight += V) {
+    if (R > 1) _mm_prefetch((const char*)tile.prefetch + k * 64, _MM_HINT_T0);
+    UNROLL for (int r = 0; r < R; ++r) dot_bytes(sum[r], _mm256_set1_epi32(row[r][k]), weight, one);
+  }
+  finish<R, V>(tile, sum);
+}
+
 using RunTile = void (*)(const QlinearDynamicTile&);
-#define ROW(R) {run_tile<R, 1>, run_tile<R, 2>}
-constexpr RunTile kTiles[kRows][kVectors] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+#define ROW(RUN, R) {RUN<R, 1>, RUN<R, 2>}
+#define TILES(RUN) {ROW(RUN, 1), ROW(RUN, 2), ROW(RUN, 3), ROW(RUN, 4), ROW(RUN, 5), ROW(RUN, 6)}
+constexpr RunTile kTiles[kRows][kVectors] = TILES(run_tile), kReduced[kRows][kVectors] = TILES(run_reduced);
 
 void run(const QlinearDynamicTile& tile) { kTiles[tile.rows - 1][tile.vectors - 1](tile); }
+
+void run_bytes(const QlinearDynamicTile& tile) { kReduced[tile.rows - 1][tile.vectors - 1](tile); }
 
 }  // namespace
 
 const QlinearDynamicKernel qlinear_dynamic_avx2 = {
     kRows, kVectors * kLanes, kLanes, 2, 2, 2, 1, 1, min_max, quantize, run};
+const QlinearDynamicKernel qlinear_dynamic_avx2_reduced = {
+    kRows, kVectors * kLanes, kLanes, 4, 1, 4, 1, 1, min_max, quantize_reduced, run_bytes, true};
 
 }  // namespace qtool

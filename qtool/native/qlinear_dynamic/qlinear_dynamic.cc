@@ -231,6 +231,7 @@ std::unique_ptr<Op> make_qlinear_dynamic(const qt_op& op, const MakeContext& con
   check(args);
   const auto usable = [&](const Row<const QlinearDynamicKernel*>& row) {
     const bool is_long = row.kernel->depth <= kShortDepth || args.in_features > kShortDepth;
+    if (row.kernel->reduced && args.reduce_range == 0) return false;
     return context.kernel != nullptr || (args.rows >= row.kernel->least_rows && is_long);
   };
   return std::make_unique<QlinearDynamic>(args, select_row(kRows, context.isa, context.kernel, usable), context.memory);

@@ -10,6 +10,9 @@
 //   m  row of x, 0..rows-1; k  input feature; o  output feature
 //   sx, zx  of the whole of x, or of each row, by ChooseQuantizationParams (params.h)
 //
+// With `reduce_range` q is 128 at most: the range is spread over 127 steps, and the zero point is within half a step of
+// its place. So the sum of two products with weights fits 16 bits: 2 * 128 * 128 = 2^15, and that only below zero.
+//
 // q is written once to scratch rows of `element_bytes` an element. Weights are packed in panels of `columns` features,
 // [k / group][columns][group], the last panel rounded up to `step` features and k up to `depth`, filled with zeros; what
 // q holds past the last k is multiplied by those. sums[o] = sum over k of w[o, k] takes the zero point out:
@@ -53,6 +56,7 @@ struct QlinearDynamicKernel {
   // Writes q, and may write up to the next multiple of 64 bytes.
   void (*quantize)(const float* x, int64_t count, float inverse_scale, int32_t zero, void* q);
   void (*run)(const QlinearDynamicTile& tile);
+  bool reduced = false;  // for `reduce_range` only
 };
 
 #define QT_KERNEL(isa, name, tile) extern const QlinearDynamicKernel name;
