@@ -1,25 +1,38 @@
-"""The sample models as qtool graphs: the architectures of ``nets.py``, with the weights of a state dict."""
+"""The sample models before training, as qtool graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from nets import MOBILENET
+import numpy as np
 
 from qtool.ir import Array, Graph
+from qtool.quantize.qat.head import draw_layer
 from qtool.zoo.blocks import Net, Window
-from qtool.zoo.weights import from_state
 
 IMAGE = 16
+MOBILENET = ((1, 16, 1), (6, 32, 2), (6, 32, 1), (6, 64, 2), (6, 64, 1), (6, 64, 1), (6, 96, 1))
+"""Expansion, channels, stride of each inverted residual."""
 SAME = Window(3, padding=1)
 POINT = Window(1)
 
 
-def build(name: str, state: Mapping[str, Array]) -> Graph:
-    """A trained graph: input ``x`` (N, 1, 16, 16), output the logits (N, 10)."""
+def build(name: str, seed: int = 0) -> Graph:
+    """An untrained graph: input ``x`` (N, 1, 16, 16), output the logits (N, 10).
+
+    Layers are drawn as PyTorch draws them by default, by numbers of ``seed``; batch norms begin as the identity.
+    """
     graph = _ARCHITECTURES[name](Net(name, IMAGE, channels=1))
-    return replace(from_state(graph, state, ()), meta={"source": "sample_models/train.py"})
+    arrays: dict[str, Array] = {}
+    for place, node in enumerate(graph.nodes):
+        if node.op == "batch_norm":
+            _, variance, scale, _ = node.inputs[1:]  # what is left out is 0, as it was built
+            arrays |= {key: np.ones_like(graph.initializers[key]) for key in (variance, scale)}
+        elif node.op in ("conv2d", "linear"):
+            drawn = draw_layer(graph.initializers[node.inputs[1]].shape, seed, place)
+            arrays |= {key: array.astype(np.float32) for key, array in zip(node.inputs[1:], drawn, strict=False)}
+    return replace(graph, initializers={**graph.initializers, **arrays}, meta={"source": "sample_models/train.py"})
 
 
 def resnet(net: Net) -> Graph:

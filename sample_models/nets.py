@@ -1,8 +1,12 @@
-"""The sample models in torch; ``graphs.py`` builds the same for qtool, with the same module names."""
+"""The sample models in torch, with the module names of ``graphs.py``: what tests/peers holds the graphs against.
+
+Nothing here is needed to train them.
+"""
 
 from __future__ import annotations
 
 import torch
+from graphs import MOBILENET
 from torch import Tensor, nn
 
 
@@ -90,10 +94,6 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(x)
         return x + y if self.residual else y
-
-
-MOBILENET = ((1, 16, 1), (6, 32, 2), (6, 32, 1), (6, 64, 2), (6, 64, 1), (6, 64, 1), (6, 96, 1))
-"""Expansion, channels, stride of each inverted residual."""
 
 
 class MobileNet(nn.Module):

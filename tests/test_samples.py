@@ -1,8 +1,12 @@
-"""The committed sample models: sound, as accurate as their README says, and fit for the recipes in configs/."""
+"""The committed sample models: sound, as accurate as their README says, fit for the recipes in configs/, and what the
+script beside them makes."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from qtool.engine import reference
 from qtool.ir import npz
 from qtool.ir.verify import verify
 from qtool.ops import check_types
+from qtool.pipeline import train_recipe
 from qtool.quantize.data import open_data
 from qtool.quantize.prepare import PrepareOptions, prepare
 from qtool.recipe.load import load_recipe
@@ -51,6 +56,34 @@ def test_a_model_is_as_accurate_as_its_readme_says(name):
     assert f"{parameters:,}" in said
     assert f"{(SAMPLES / f'{name}.npz').stat().st_size / 1e6:.2f}" in said
     assert abs(float(said[-1]) / 100 - measured) < 0.002  # one image, for another CPU's rounding
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """The function of sample_models/graphs.py, which is in no package."""
+    monkeypatch.syspath_prepend(SAMPLES)
+    yield importlib.import_module("graphs").build
+    sys.modules.pop("graphs")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_what_its_script_builds_and_its_recipe_trains(name, build):
+    made, committed = build(name), load(name)
+    assert made.nodes == committed.nodes
+    assert made.values == committed.values
+    recipe = load_recipe(SAMPLES / f"{name}.train.yaml")
+    for key in ("model", "train", "evaluation"):
+        assert committed.meta["recipe"][key] == recipe.resolved[key]
+
+
+def test_a_model_learns_by_its_recipe(build, tmp_path):
+    npz.save(build("digits_mlp"), tmp_path / "untrained.npz")
+    changes = {"model": "untrained.npz", "output": "trained.npz", "train.checkpoint": "ckpt.npz"}
+    overrides = [f"{key}={tmp_path / name}" for key, name in changes.items()]
+    recipe = load_recipe(SAMPLES / "digits_mlp.train.yaml", (*overrides, "train.epochs=6", "train.warmup_epochs=1"))
+    report = train_recipe(recipe, lambda *_: nullcontext(lambda *_: None))
+    assert len(report.epochs) == 6
+    assert accuracy(npz.load(recipe.output))[0] > 0.9
 
 
 def test_files_are_small():

@@ -18,12 +18,12 @@ from qtool.recipe.training import Augment, Head  # noqa: E402
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
 
-def test_images_move_as_those_of_the_sample_models() -> None:
+def test_images_move_as_in_torch() -> None:
     side = 16
     images = np.random.default_rng(0).normal(size=(32, 3, side, side)).astype(np.float32)
     found = augmented(images, Augment(rotate=12, scale=0.1, shift=1.5), 4, 5, 6)
     drawn = torch.tensor(2 * uniform(4, Use.AUGMENT, 5, 6, count=32 * 7).reshape(32, 7) - 1)
-    # From here on as ``augmented`` in sample_models/train.py.
+    # From here on PyTorch does it.
     angle, scale, shift = drawn[:, 1] * np.deg2rad(12), 1 + drawn[:, 2] * 0.1, drawn[:, 3:5].T * 1.5 * 2 / side
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     rows = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)

@@ -20,8 +20,8 @@ def augmented(images: Array, config: Augment, seed: int, epoch: int, batch: int)
     """Images (N, C, height, width) of any float type, changed at random; the same for the same seed, epoch and batch.
 
     In this order: left and right are swapped; the image is turned, scaled and shifted, and its border goes on outside
-    of it (as ``sample_models/train.py`` does with PyTorch); it is shifted by whole pixels, up to ``crop`` each way, in
-    a frame of zeros. These are zeros of the tensor: where images are normalized that is their mean, not black.
+    of it; it is shifted by whole pixels, up to ``crop`` each way, in a frame of zeros. These are zeros of the tensor:
+    where images are normalized that is their mean, not black.
     """
     drawn = uniform(seed, Use.AUGMENT, epoch, batch, count=len(images) * _DRAWS).reshape(-1, _DRAWS)
     if config.flip:

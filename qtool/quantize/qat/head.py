@@ -22,8 +22,8 @@ def replace_head(graph: Graph, head: Head, seed: int) -> Graph:
     """The graph with a new last layer of ``head.classes`` outputs and the shapes that follow; without a bias, where the
     old layer has none. Nodes that no output comes from are left out.
 
-    Without ``head.layer`` it is the last layer that can be replaced, in execution order. Weight and bias are drawn as
-    PyTorch's ``nn.Linear`` and ``nn.Conv2d`` draw theirs, uniformly within 1/sqrt(inputs), by numbers of ``seed``.
+    Without ``head.layer`` it is the last layer that can be replaced, in execution order. Weight and bias are drawn by
+    ``draw_layer``, from numbers of ``seed``.
 
     Raises RecipeError where ``head.layer`` names no such layer, and ModelError where the model has none, is quantized,
     or needs the number of outputs that it had.
@@ -74,12 +74,19 @@ def _fits(graph: Graph, node: Node) -> bool:
 def _drawn(graph: Graph, node: Node, classes: int, seed: int) -> dict[str, Array]:
     """The new weight and bias, by the names of the old ones."""
     weight, *bias = (name for name in node.inputs[1:] if name)
-    shape = (classes, *graph.initializers[weight].shape[1:])
-    inputs = math.prod(shape[1:])
+    old = graph.initializers[weight]
+    drawn = draw_layer((classes, *old.shape[1:]), seed)
+    return {name: array.astype(old.dtype) for name, array in zip((weight, *bias), drawn, strict=False)}
+
+
+def draw_layer(shape: tuple[int, ...], seed: int, *place: int) -> tuple[Array, Array]:
+    """Weight of that shape (out, inputs, ...) and bias (out,), in float64, as PyTorch's ``nn.Linear`` and ``nn.Conv2d``
+    draw theirs: uniformly within 1/sqrt(inputs). ``place`` tells the layers of one model apart.
+    """
+    classes, inputs = shape[0], math.prod(shape[1:])
     bound = 1 / math.sqrt(inputs)
-    drawn = (2 * uniform(seed, Use.HEAD, count=classes * (inputs + 1)) - 1) * bound
-    numbers = drawn.astype(graph.initializers[weight].dtype)
-    return {weight: numbers[classes:].reshape(shape), **dict.fromkeys(bias, numbers[:classes])}
+    drawn = (2 * uniform(seed, Use.HEAD, *place, count=classes * (inputs + 1)) - 1) * bound
+    return drawn[classes:].reshape(shape), drawn[:classes]
 
 
 def _renamed(graph: Graph, node: Node, name: str) -> str:
