@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cpu import HAS_VNNI, WHY_VNNI
 
 pytest.importorskip("onnx")
 pytestmark = pytest.mark.peers
@@ -107,6 +108,8 @@ def test_a_file_goes_to_the_peer_as_it_stands(graph, tmp_path, engine):
 
 @pytest.mark.filterwarnings("ignore")
 def test_dynamic_models_go_to_each_peers_own_dynamic_quantization(peer):
+    if peer != "torch" and not HAS_VNNI:
+        pytest.skip(WHY_VNNI)
     b, rng = Builder("words"), np.random.default_rng(0)
     y = b.input("x", (5, "N", 32))
     sizes = ((1, 4 * 24, 32), (1, 4 * 24, 24), (1, 8 * 24))

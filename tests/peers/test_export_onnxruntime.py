@@ -8,6 +8,7 @@ from pathlib import Path
 import body_cases
 import numpy as np
 import pytest
+from cpu import needs_vnni
 from hypothesis import given, settings
 from op_cases import CASES
 from random_graphs import RandomGraph
@@ -185,7 +186,7 @@ def test_layers_run_on_int8_kernels(way, tmp_path):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per_tensor", "per_channel"])
-@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("backend", ["fbgemm", pytest.param("qnnpack", marks=needs_vnni)])
 def test_layers_quantized_at_run_time(backend, per_channel, level, tmp_path):
     graph = sample("digits_mlp")
     options = PrepareOptions(mode=Mode.DYNAMIC, backend=Backend(backend))

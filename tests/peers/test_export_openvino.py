@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cpu import needs_vnni
 
 pytest.importorskip("onnx")
 with warnings.catch_warnings():
@@ -68,7 +69,12 @@ def run(graph, x):
     return found
 
 
-@pytest.mark.parametrize("case", EXPECTED, ids="-".join)
+def needed(case):
+    """A case with what its activations need: 7 bits, as fbgemm has them, do not saturate."""
+    return pytest.param(case, id="-".join(case), marks=() if case[1] == "fbgemm" else needs_vnni)
+
+
+@pytest.mark.parametrize("case", map(needed, EXPECTED))
 def test_quantized_models_agree(case, tmp_path):
     graph, x = quantized(*case), digits("test")
     ours, theirs = run(graph, x), compiled(graph, tmp_path)([x])[0]
