@@ -74,7 +74,7 @@ def needed(case):
     return pytest.param(case, id="-".join(case), marks=() if case[1] == "fbgemm" else needs_vnni)
 
 
-@pytest.mark.parametrize("case", map(needed, EXPECTED))
+@pytest.mark.parametrize("case", [needed(case) for case in EXPECTED])
 def test_quantized_models_agree(case, tmp_path):
     graph, x = quantized(*case), digits("test")
     ours, theirs = run(graph, x), compiled(graph, tmp_path)([x])[0]

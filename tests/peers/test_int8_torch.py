@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from cpu import HAS_VNNI
 
 torch = pytest.importorskip("torch")
 
@@ -38,10 +39,15 @@ def test_bit_exact(engine: str, family: str) -> None:
     more = {"bits": EXACT_BITS} if family.startswith(("conv", "linear")) and family != "linear_dynamic" else {}
     compared = 0
     for case in cases(family, engine, **(more if engine == "fbgemm" else {})):
-        if not documented(case, family):
+        if not documented(case, family) and not saturates(case):
             same(case, evaluate(case), peer(case, family))
             compared += 1
     assert compared >= CASES / 4
+
+
+def saturates(case: Int8Case) -> bool:
+    """FBGEMM's kernel for activations of 8 bits, on a CPU without VNNI."""
+    return case.op == "linear_dynamic" and case.backend == "fbgemm" and not (HAS_VNNI or case.attrs["reduce_range"])
 
 
 def test_there_are_enough_cases() -> None:
