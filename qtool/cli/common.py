@@ -183,6 +183,17 @@ class ModelArgument(StringType):
         return found or click.Path().shell_complete(ctx, param, incomplete)
 
 
+recipe_file_option = click.option(
+    "--recipe", "-r", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The recipe, a YAML file."
+)
+
+
+def overrides_option(example: str) -> Callable[[F], F]:
+    """``--set``, whose help shows an example that fits the command."""
+    text = f"Override a value of the recipe, such as --set {example}; may be repeated."
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=text)
+
+
 weights_option = click.option(
     "--weights",
     "-w",

@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qtool.cli.common import EXIT_GATE, Shared, shared_options
+from qtool.cli.common import EXIT_GATE, Shared, overrides_option, recipe_file_option, shared_options
 
 if TYPE_CHECKING:
     from qtool.recipe.schema import Recipe
 
 
 @click.command("quantize")
-@click.option(
-    "--recipe", "-r", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The recipe, a YAML file."
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a value of the recipe, such as --set backend=qnnpack; may be repeated.",
-)
+@recipe_file_option
+@overrides_option("backend=qnnpack")
 @click.option("--resume", is_flag=True, help="Go on with a training (mode qat) where its checkpoint was written.")
 @click.pass_context
 @shared_options

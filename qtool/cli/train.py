@@ -6,20 +6,12 @@ from pathlib import Path
 
 import click
 
-from qtool.cli.common import Shared, shared_options
+from qtool.cli.common import Shared, overrides_option, recipe_file_option, shared_options
 
 
 @click.command("train")
-@click.option(
-    "--recipe", "-r", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The recipe, a YAML file."
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a value of the recipe, such as --set train.epochs=3; may be repeated.",
-)
+@recipe_file_option
+@overrides_option("train.epochs=3")
 @click.option("--resume", is_flag=True, help="Go on where the checkpoint was written.")
 @shared_options
 def command(shared: Shared, recipe: Path, overrides: tuple[str, ...], resume: bool) -> None:

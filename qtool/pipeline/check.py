@@ -13,9 +13,10 @@ from qtool.ir.files import check_writable
 from qtool.passes.equalize import equalize
 from qtool.pipeline.models import load_model
 from qtool.quantize.data import Dataset, open_data
+from qtool.quantize.observation import Machine
 from qtool.quantize.prepare import Prepared, PrepareOptions, prepare
 from qtool.quantize.qat.model import QatModel
-from qtool.quantize.qat.run import Machine, build_model
+from qtool.quantize.qat.run import build_model
 from qtool.recipe.schema import DataConfig, Recipe
 
 

@@ -17,7 +17,7 @@ from qtool.quantize.prepare import Prepared
 
 @dataclass(frozen=True)
 class Machine:
-    """What the float graph runs on."""
+    """What the float graph runs on, in calibration and in training; ``isa`` None is the best there is."""
 
     threads: int = 1
     isa: str | None = None

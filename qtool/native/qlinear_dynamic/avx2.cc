@@ -63,6 +63,8 @@ void min_max(const float* x, int64_t count, float range[2]) {
   }
 }
 
+// q of 8 numbers at a time, in 16 bits or in bytes.
+template <bool kBytes>
 void quantize(const float* x, int64_t count, float inverse_scale, int32_t zero, void* q) {
   const __m256 inverse = _mm256_set1_ps(inverse_scale), zeros = _mm256_set1_ps((float)zero);
   const __m256 low = _mm256_setzero_ps(), high = _mm256_set1_ps(255);
@@ -71,21 +73,12 @@ void quantize(const float* x, int64_t count, float inverse_scale, int32_t zero, 
     const __m256 a = whole ? _mm256_loadu_ps(x + i) : _mm256_maskload_ps(x + i, first_lanes(count - i));
     const __m256 y = _mm256_min_ps(_mm256_max_ps(_mm256_fmadd_ps(a, inverse, zeros), low), high);  // so NaN gives 0
     const __m256i rounded = _mm256_cvtps_epi32(y);
-    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-    _mm_storeu_si128((__m128i*)((uint16_t*)q + i), packed);
-  }
-}
-
-void quantize_reduced(const float* x, int64_t count, float inverse_scale, int32_t zero, void* q) {
-  const __m256 inverse = _mm256_set1_ps(inverse_scale), zeros = _mm256_set1_ps((float)zero);
-  const __m256 low = _mm256_setzero_ps(), high = _mm256_set1_ps(255);
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const bool whole = i + kLanes <= count;
-    const __m256 a = whole ? _mm256_loadu_ps(x + i) : _mm256_maskload_ps(x + i, first_lanes(count - i));
-    const __m256 y = _mm256_min_ps(_mm256_max_ps(_mm256_fmadd_ps(a, inverse, zeros), low), high);
-    const __m256i rounded = _mm256_cvtps_epi32(y);
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-    _mm_storel_epi64((__m128i*)((uint8_t*)q + i), _mm_packus_epi16(words, words));
+    if (kBytes) {
+      _mm_storel_epi64((__m128i*)((uint8_t*)q + i), _mm_packus_epi16(words, words));
+    } else {
+      _mm_storeu_si128((__m128i*)((uint16_t*)q + i), words);
+    }
   }
 }
 
@@ -175,8 +168,8 @@ void run_bytes(const QlinearDynamicTile& tile) { kReduced[tile.rows - 1][tile.ve
 }  // namespace
 
 const QlinearDynamicKernel qlinear_dynamic_avx2 = {
-    kRows, kVectors * kLanes, kLanes, 2, 2, 2, 1, 1, min_max, quantize, run};
+    kRows, kVectors * kLanes, kLanes, 2, 2, 2, 1, 1, min_max, quantize<false>, run};
 const QlinearDynamicKernel qlinear_dynamic_avx2_reduced = {
-    kRows, kVectors * kLanes, kLanes, 4, 1, 4, 1, 1, min_max, quantize_reduced, run_bytes, true};
+    kRows, kVectors * kLanes, kLanes, 4, 1, 4, 1, 1, min_max, quantize<true>, run_bytes, true};
 
 }  // namespace qtool

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qtool.errors import ModelError, RecipeError
 from qtool.ir import Array, Graph, all_nodes
 from qtool.passes.equalize import equalize
+from qtool.quantize.observation import Machine
 from qtool.quantize.prepare import PrepareOptions
 from qtool.quantize.qat import snapshot
 from qtool.quantize.qat.batches import TrainBatches
@@ -30,14 +31,6 @@ NOW, BEST, OPTIMIZER = "now", "best", "optimizer"
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C in training; the text says what is kept, and how to go on."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What training runs on; ``isa`` None is the best there is."""
-
-    threads: int = 1
-    isa: str | None = None
 
 
 def training_config(recipe: Recipe) -> TrainConfig:
