@@ -3,7 +3,9 @@
     python tests/peers/qat_fx.py tests/recipes/resnet20_qat.yaml --set model.weights=... --threads 2
 
 Tells the top-1 of the float model, of the one with fake quantization and of the converted one. The qconfig is
-PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over.
+PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over, and nothing is
+equalized. A convolution with more padding at one end, which PyTorch has not, gets a larger kernel whose further weights
+are zeros and stay so.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,7 +49,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.recipe, options.set)
-    graph = clean(load_model(recipe.model))
+    graph = evenly_padded(clean(load_model(recipe.model)))
     assert recipe.evaluation is not None
     evaluation = open_data(recipe.evaluation, graph)
     teacher = module_of(graph)
@@ -56,11 +59,39 @@ def main() -> None:
     log.info("int8 %.2f %%", 100 * top1(quantize_fx.convert_fx(trained), evaluation))
 
 
+def evenly_padded(graph: Graph) -> Graph:
+    """The same function with equal padding at both ends of every convolution."""
+    nodes, arrays = list(graph.nodes), dict(graph.initializers)
+    values = dict(graph.values)
+    for index, node in enumerate(nodes):
+        if node.op != "conv2d":
+            continue
+        (top, bottom), (left, right) = node.attrs["padding"]
+        if (top, left) == (bottom, right):
+            continue
+        name = node.inputs[1]
+        arrays[name] = np.pad(arrays[name], ((0, 0), (0, 0), (bottom - top, 0), (right - left, 0)))
+        values[name] = replace(values[name], shape=arrays[name].shape)
+        padding = ((bottom, bottom), (right, right))
+        nodes[index] = replace(node, attrs={**node.attrs, "padding": padding})
+    return replace(graph, nodes=tuple(nodes), initializers=arrays, values=values)
+
+
+def keep_zero_taps(module: nn.Module) -> None:
+    """Taps that no channel uses are padding: they learn nothing."""
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() == 4:
+            used = (weight.detach() != 0).any(0).any(0).float()
+            weight.register_hook(lambda grad, used=used: grad * used)
+
+
 def train(recipe: Recipe, graph: Graph, teacher: Run) -> nn.Module:
     """The prepared module after all epochs, in evaluation mode."""
     config = recipe.train
     assert config is not None
     module = prepared(recipe, graph)
+    keep_zero_taps(module)
     optimizer = optimizer_of(config, module)
     with open_batches(config, graph) as data:
         rates = Rates(config.schedule, config.optimizer.rate, config.epochs, data.steps_per_epoch)

@@ -39,34 +39,6 @@ INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m512i (&sum)[
   }
 }
 
-// 16 results of one row; `residual` is its first byte or NULL.
-INLINE __m512i rounded(const QconvJob& job, __m512i sum, int vector, const uint8_t* residual) {
-  const QconvFinish& f = *job.finish;
-  const int column = vector * kLanes;
-  __m512 r = scaled(sum, _mm512_load_ps(job.bias + column), _mm512_load_ps(job.multiplier + column));
-  if (residual != NULL) r = with_residual(f, r, residual + column, first_lanes(job.columns) >> column);
-  return to_integers(f, r);
-}
-
-// As many rows at a time as fill 64 bytes.
-template <int R, int V, bool RESIDUAL>
-INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m512i (&sum)[R][V]) {
-  constexpr int kTogether = V > 2 ? 1 : 4 / V;
-  UNROLL for (int r = 0; r < R; r += kTogether) {
-    __m512i q[4];
-    UNROLL for (int i = 0; i < 4; i++) {
-      const int row = V > 2 ? r : r + i / V, v = V > 2 ? i : i % V;
-      const bool used = row < R && v < V;
-      const uint8_t* residual = RESIDUAL && used ? job.residual + tile.outputs[row] : NULL;
-      q[i] = used ? rounded(job, sum[used ? row : 0][used ? v : 0], v, residual) : _mm512_setzero_si512();
-    }
-    const __m512i bytes = packed(*job.finish, q);
-    UNROLL for (int i = 0; i < kTogether; i++) {
-      if (r + i < R) store_bytes<V>(job.out + tile.outputs[r + i], bytes, i, first_lanes(job.columns));
-    }
-  }
-}
-
 // All tiles from `tile` on that have R rows; returns the next.
 template <int R, int V>
 const QconvTile* run_tiles(const QconvJob& given, const QconvTile* tile) {

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 
-#include "qwinograd/qwinograd.h"
-
 namespace qtool {
 namespace {
 
-// V of a chunk is walked once a panel and should stay in the L2 cache. The weights are read and transformed once a
-// chunk, so that there should be as many tiles as make that cheap.
-constexpr int64_t kTransformedBytes = 224 << 10, kLeastTiles = 16, kMostTiles = 48;
+// The weights are read and transformed once a chunk, so that there should be as many tiles as make that cheap.
+constexpr int64_t kLeastTiles = 16, kMostTiles = 48;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -32,28 +29,29 @@ bool qwinograd_has_shape(const qt_conv_args& a) {
          a.dilation_height == 1 && a.dilation_width == 1 && a.groups == 1;
 }
 
-int64_t qwinograd_chunk_tiles(const qt_conv_args& a, int size) {
-  const int64_t channels = ceil_div(a.in_channels, kQwinogradLanes) * kQwinogradLanes;
-  return std::clamp(kTransformedBytes / ((size + 2) * (size + 2) * channels * 2), kLeastTiles, kMostTiles);
+int64_t qwinograd_chunk_tiles(const qt_conv_args& a, const QwinogradKernel& kernel) {
+  const int64_t channels = ceil_div(a.in_channels, kernel.lanes) * kernel.lanes;
+  const int64_t positions = (kernel.size + 2) * (kernel.size + 2);
+  return std::clamp(kernel.v_bytes / (positions * channels * 2), kLeastTiles, kMostTiles);
 }
 
-// Measured on Zen 3: 10 % more than a cycle for a product of 16 channels, and what a transform takes of weights (a
-// pair), of a tile's input (8 pairs) and of its output (16 channels).
-double qwinograd_cycles(const qt_conv_args& a, int size) {
-  const double pairs = ceil_div(a.in_channels, 2), panels = ceil_div(a.out_channels, kQwinogradColumns);
-  const double rows = grid_rows(a.out_height, size), columns = grid_rows(a.out_width, size);
-  const double products = double(a.batch) * rows * columns;
-  const int64_t tiles = int64_t{a.batch} * ceil_div(a.out_height, size) * ceil_div(a.out_width, size);
-  const double chunks = ceil_div(tiles, qwinograd_chunk_tiles(a, size));
-  const double weight = size == 2 ? 60 : 130, input = size == 2 ? 50 : 150, output = size == 2 ? 100 : 300;
-  return 1.1 * products + chunks * weight + double(tiles) * (input / 8 / panels + output / pairs);
+double qwinograd_cycles(const qt_conv_args& a, const QwinogradKernel& kernel) {
+  const QwinogradCosts& costs = kernel.costs;
+  const double pairs = ceil_div(a.in_channels, 2), panels = ceil_div(a.out_channels, kernel.columns);
+  const double rows = grid_rows(a.out_height, kernel.size), columns = grid_rows(a.out_width, kernel.size);
+  const int64_t tiles = int64_t{a.batch} * ceil_div(a.out_height, kernel.size) * ceil_div(a.out_width, kernel.size);
+  const double chunks = ceil_div(tiles, qwinograd_chunk_tiles(a, kernel));
+  const double panel = pairs * (costs.product * a.batch * rows * columns + costs.weight * chunks) + costs.output * tiles;
+  return panels * panel + costs.input * tiles * ceil_div(a.in_channels, kernel.lanes);
 }
 
-double qconv_cycles(const qt_conv_args& a) {
+double qconv_cycles(const qt_conv_args& a, int isa) {
   const double rows = rows_seen(a.in_height, a.out_height, a.pad_top);
   const double columns = rows_seen(a.in_width, a.out_width, a.pad_left);
-  const double vectors = ceil_div(a.out_channels, 8), panels = ceil_div(a.out_channels, kQwinogradColumns);
-  return double(a.batch) * rows * columns * vectors / (2 * panels);  // the second vector of the last panel may be unused
+  const double pixels = double(a.batch) * rows * columns;
+  // VPDPBUSD of 4 x 16 bytes a cycle, or two VPMADDWD of 2 x 8
+  if (isa == QT_ISA_AVX512VNNI) return pixels * ceil_div(a.in_channels, 4) * ceil_div(a.out_channels, 16);
+  return pixels * ceil_div(a.in_channels, 2) * ceil_div(a.out_channels, 8) / 2;
 }
 
 }  // namespace qtool

@@ -6,15 +6,15 @@
 namespace qtool {
 namespace {
 
-constexpr int kColumns = kQwinogradColumns;
-
-void pack_panel(const int8_t* weight, int64_t channels, int columns, int8_t* packed) {
+// `columns` of the panel's `width`.
+void pack_panel(const int8_t* weight, int64_t channels, int columns, int width, int8_t* packed) {
+  const int half = width / 2;
   for (int64_t i = 0; i < channels; i += 2) {
     const bool both = i + 1 < channels;
-    for (int tap = 0; tap < 9; tap++, packed += 2 * kColumns) {
+    for (int tap = 0; tap < 9; tap++, packed += 2 * width) {
       const int8_t* from = weight + tap * channels + i;
       for (int c = 0; c < columns; c++, from += 9 * channels) {
-        int8_t* to = packed + c % 8 * 4 + c / 8;
+        int8_t* to = packed + c % half * 4 + c / half;
         to[0] = from[0];
         if (both) to[2] = from[1];
       }
@@ -50,20 +50,20 @@ bool qwinograd_is_exact(const qt_conv_args& a, int shift) {
   return true;
 }
 
-std::vector<QwinogradPanel> pack_qwinograd(const qt_conv_args& args, Memory* memory) {
-  const int64_t channels = args.in_channels, panel_bytes = checked_product({(channels + 1) / 2, 9, 2, kColumns});
-  const int64_t count = (int64_t{args.out_channels} + kColumns - 1) / kColumns;
+std::vector<QwinogradPanel> pack_qwinograd(const qt_conv_args& args, int columns, Memory* memory) {
+  const int64_t channels = args.in_channels, panel_bytes = checked_product({(channels + 1) / 2, 9, 2, columns});
+  const int64_t count = (int64_t{args.out_channels} + columns - 1) / columns;
   // One block, so that a panel begins where the one before it ends.
   int8_t* weight = reinterpret_cast<int8_t*>(memory->allocate(checked_product({count, panel_bytes})));
-  int32_t* start = reinterpret_cast<int32_t*>(memory->allocate(checked_product({count, kColumns, 4})));
-  float* bias = reinterpret_cast<float*>(memory->allocate(count * kColumns * 4));
-  float* multiplier = reinterpret_cast<float*>(memory->allocate(count * kColumns * 4));
+  int32_t* start = reinterpret_cast<int32_t*>(memory->allocate(checked_product({count, columns, 4})));
+  float* bias = reinterpret_cast<float*>(memory->allocate(count * columns * 4));
+  float* multiplier = reinterpret_cast<float*>(memory->allocate(count * columns * 4));
   std::vector<QwinogradPanel> panels;
-  for (int64_t at = 0; at < args.out_channels; at += kColumns, weight += panel_bytes) {
-    const int columns = static_cast<int>(std::min<int64_t>(kColumns, args.out_channels - at));
-    panels.push_back({at, columns, weight, start + at, bias + at, multiplier + at});
-    pack_panel(static_cast<const int8_t*>(args.weight) + at * 9 * channels, channels, columns, weight);
-    for (int64_t o = at; o < at + columns; o++) {
+  for (int64_t at = 0; at < args.out_channels; at += columns, weight += panel_bytes) {
+    const int used = static_cast<int>(std::min<int64_t>(columns, args.out_channels - at));
+    panels.push_back({at, used, weight, start + at, bias + at, multiplier + at});
+    pack_panel(static_cast<const int8_t*>(args.weight) + at * 9 * channels, channels, used, columns, weight);
+    for (int64_t o = at; o < at + used; o++) {
       if (args.bias_i32 != nullptr) start[o] = args.bias_i32[o];
       if (args.bias_f32 != nullptr) bias[o] = args.bias_f32[o];
       multiplier[o] = args.multiplier[o];

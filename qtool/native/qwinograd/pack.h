@@ -12,7 +12,7 @@ namespace qtool {
 // the weights of `args`, which must have passed check_qconv and have the family's shape.
 bool qwinograd_is_exact(const qt_conv_args& args, int shift);
 
-// All panels in order of their channels.
-std::vector<QwinogradPanel> pack_qwinograd(const qt_conv_args& args, Memory* memory);
+// All panels of `columns` channels in their order.
+std::vector<QwinogradPanel> pack_qwinograd(const qt_conv_args& args, int columns, Memory* memory);
 
 }  // namespace qtool

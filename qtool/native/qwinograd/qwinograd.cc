@@ -85,22 +85,22 @@ Qwinograd::Qwinograd(const qt_conv_args& a, const Row<const QwinogradKernel*>& r
     : row_(row), extents_(qconv_extents(a)), finish_(qconv_finish(a)), after_(a, row.isa), size_(row.kernel->size),
       height_(a.in_height), width_(a.in_width), in_channels_(a.in_channels), out_height_(a.out_height),
       out_width_(a.out_width), out_channels_(a.out_channels), pad_top_(a.pad_top), pad_left_(a.pad_left),
-      channels_(round_up(a.in_channels, kQwinogradLanes)), x_zero_(a.x_zero), residual_(a.residual),
-      panels_(pack_qwinograd(a, context.memory)), lines_(ceil_div(a.out_height, size_)),
+      channels_(round_up(a.in_channels, row.kernel->lanes)), x_zero_(a.x_zero), residual_(a.residual),
+      panels_(pack_qwinograd(a, row.kernel->columns, context.memory)), lines_(ceil_div(a.out_height, size_)),
       columns_(ceil_div(a.out_width, size_)), tiles_(checked_product({a.batch, lines_, columns_})) {
   uint8_t* outside = context.memory->allocate(channels_);
   std::memset(outside, a.x_zero, channels_);
   outside_ = outside;
   if (tiles_ > 0) cut_chunks(a, context.threads);
   v_pitch_ = odd_lines(checked_product({most_tiles_, channels_, 2})) / 2;
-  u_pitch_ = odd_lines(kBlockPairs * kQwinogradColumns * 4) / 2;
-  m_pitch_ = odd_lines(most_tiles_ * kQwinogradColumns * 4) / 4;
+  u_pitch_ = odd_lines(kBlockPairs * row.kernel->columns * 4) / 2;
+  m_pitch_ = odd_lines(most_tiles_ * row.kernel->columns * 4) / 4;
 }
 
 // A thread is given a part of the tiles or, where the weights are more than the activations, of the weights.
 void Qwinograd::cut_chunks(const qt_conv_args& args, int64_t threads) {
   const int64_t panels = panels_.size();
-  row_parts_ = ceil_div(tiles_, qwinograd_chunk_tiles(args, row_.kernel->size));
+  row_parts_ = ceil_div(tiles_, qwinograd_chunk_tiles(args, *row_.kernel));
   const bool even = panels % threads == 0 || panels >= 4 * threads;
   if (threads > 1 && even && 9 * in_channels_ * out_channels_ > extents_.inputs[0] + extents_.output) {
     panel_parts_ = std::min(panels, threads);  // no more: each transforms the input again
@@ -237,14 +237,13 @@ void Qwinograd::run_after(const Chunk& chunk, uint8_t* out, const uint8_t* resid
   }
 }
 
-// The fastest row, or NULL where those of qconv are as fast. Instruction sets above AVX2 have a product of bytes, which
-// does four times as much as one of int16.
+// The fastest row, or NULL where those of qconv are as fast.
 const Row<const QwinogradKernel*>* choose_row(const qt_conv_args& args, int isa) {
-  if (isa != QT_ISA_AVX2 || !qwinograd_has_shape(args)) return nullptr;
+  if (isa == QT_ISA_SCALAR || !qwinograd_has_shape(args)) return nullptr;
   const Row<const QwinogradKernel*>* best = nullptr;
-  double least = kGain * qconv_cycles(args);
+  double least = kGain * qconv_cycles(args, isa);
   for (const Row<const QwinogradKernel*>& row : kRows) {
-    const double cycles = qwinograd_cycles(args, row.kernel->size);
+    const double cycles = qwinograd_cycles(args, *row.kernel);
     if (row.isa != isa || cycles >= least || !qwinograd_is_exact(args, row.kernel->shift)) continue;
     best = &row;
     least = cycles;

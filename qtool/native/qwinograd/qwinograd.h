@@ -23,11 +23,11 @@
 // sum * 2^shift, and an arithmetic shift gives the sum itself if |sum| < 2^(31 - shift). pack.h proves that from the
 // weights, or the layer goes to another kernel. From there on all is as in qconv.h, with start[o] = bias_i32[o].
 //
-// Weights are packed in panels of 16 output channels, the last filled with zeros: int8
-// [i / 2][tap][8][i % 2][o / 8], an odd last channel's with zeros, so that a shift makes int16 [8][i % 2] of them. U is
-// made of them on the way, for the tiles of a chunk, two rows of the grid and a block of pairs of channels: it would be
-// 4 or 8 times as large, and reading it from memory takes longer than making it. As int16 [p][i / 2][16][i % 2] it lies
-// in the caches.
+// Weights are packed in panels of `columns` output channels, two registers of sums, the last filled with zeros: int8
+// [i / 2][tap][h][i % 2][o / h] with h = columns / 2, an odd last channel's with zeros, so that a shift makes int16
+// [h][i % 2] of them. U is made of them on the way, for the tiles of a chunk, two rows of the grid and a block of pairs
+// of channels: it would be 4 or 8 times as large, and reading it from memory takes longer than making it. As int16
+// [p][i / 2][columns][i % 2] it lies in the caches.
 //
 // The last row and column of the grid serve only the last row and column of a tile's outputs: tiles that reach over the
 // edge go without them. So that those of a position are neighbours, tiles are sorted by the edges that they reach over.
@@ -40,9 +40,6 @@
 #include "qconv/qconv.h"
 
 namespace qtool {
-
-constexpr int kQwinogradColumns = 16;  // output channels of a panel
-constexpr int kQwinogradLanes = 16;    // input channels are rounded up to these
 
 // How many tiles of a chunk there are of each kind, in this order.
 struct QwinogradCounts {
@@ -68,8 +65,8 @@ static inline QwinogradRange qwinograd_range(const QwinogradCounts& counts, int 
 
 struct QwinogradPanel {
   int64_t output;         // first channel
-  int columns;            // channels to write, at most 16
-  const int8_t* weight;   // 64-byte aligned, as the arrays of 16 numbers:
+  int columns;            // channels to write, at most the kernel's
+  const int8_t* weight;   // 64-byte aligned, as the arrays of the kernel's columns:
   const int32_t* start;
   const float* bias;
   const float* multiplier;
@@ -78,7 +75,7 @@ struct QwinogradPanel {
 // What the tiles see: V[p, t, i] is to be at v[p * pitch + t * channels + i].
 struct QwinogradInput {
   const uint8_t* const* pixels;  // [tiles][n * n], channel 0 of each; those outside lead to bytes of x_zero
-  int64_t tiles, channels;       // channels are a multiple of 16 here: what lies beyond meets weights of 0
+  int64_t tiles, channels;       // channels are a multiple of the kernel's: what lies beyond meets weights of 0
   int x_zero;
   int16_t* v;  // 64-byte aligned
   int64_t pitch;
@@ -92,7 +89,7 @@ struct QwinogradJob {
   QwinogradCounts counts;
   int16_t* u;  // [2 * n][u_pitch], U of two rows and up to `block` pairs of channels; scratch, 64-byte aligned
   int64_t u_pitch, block;
-  int32_t* m;  // M[p, t, c] at m[p * m_pitch + t * 16 + c]; scratch, 64-byte aligned
+  int32_t* m;  // M[p, t, c] at m[p * m_pitch + t * columns + c]; scratch, 64-byte aligned
   int64_t m_pitch;
   const QwinogradPanel* panel;
   const QconvFinish* finish;
@@ -101,9 +98,20 @@ struct QwinogradJob {
   int64_t line, pixel;
 };
 
-// A kernel with what the packing must know of it.
+// What a kernel's steps take, in cycles.
+struct QwinogradCosts {
+  double product;  // of a pair of channels, a position, a tile and a panel
+  double weight;   // transforming a pair of channels of a panel
+  double input;    // the same of `lanes` channels of a tile
+  double output;   // the same of a tile of a panel, to bytes
+};
+
+// A kernel with what the packing and the choice must know of it.
 struct QwinogradKernel {
-  int size, shift;  // m, and of s = odd * 2^shift
+  int size, shift;          // m, and of s = odd * 2^shift
+  int columns, lanes;       // output channels of a panel; input channels are rounded up to these
+  int64_t v_bytes;          // V of a chunk is walked once a panel and should stay in the L2 cache
+  QwinogradCosts costs;
   void (*transform)(const QwinogradInput& input);
   void (*run)(const QwinogradJob& job);
 };

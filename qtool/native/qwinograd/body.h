@@ -1,0 +1,182 @@
+// What the instruction sets have in common. Transforms run over a register of input channels in 16 bits and half a
+// register of output channels in 32 bits, along columns first and then along rows; panels are two registers of sums wide.
+//
+// Before it includes this, an instruction set's file has kLanes, UNROLL and finish_tile of qconv's header, and
+//
+//   Register                                    its vector of integers
+//   Words, Numbers                              vectors of uint16 and uint32 of that size
+//   Words words_of(const uint8_t* bytes)        2 * kLanes bytes
+//   kRows, kMultiply[kRows]                     M of one position for 1 .. kRows tiles
+//
+// No file but those may include it.
+#include "qwinograd/qwinograd.h"
+#include "qwinograd/steps.h"
+
+namespace qtool {
+namespace {
+
+constexpr int kColumns = 2 * kLanes, kPair = 2 * kColumns;
+
+template <int kSize>
+void transform(const QwinogradInput& input) {
+  constexpr int n = kSize + 2;
+  const Words zero = Words{} + (uint16_t)input.x_zero;
+  for (int64_t t = 0; t < input.tiles; t++) {
+    const uint8_t* const* pixels = input.pixels + t * n * n;
+    int16_t* v = input.v + t * input.channels;
+    for (int64_t i = 0; i < input.channels; i += 2 * kLanes) {
+      Words half[n][n], in[n], out[n];
+      UNROLL for (int x = 0; x < n; x++) {
+        UNROLL for (int y = 0; y < n; y++) in[y] = words_of(pixels[y * n + x] + i) - zero;
+        Winograd<kSize>::input(in, out);
+        UNROLL for (int y = 0; y < n; y++) half[y][x] = out[y];
+      }
+      UNROLL for (int y = 0; y < n; y++) {
+        Winograd<kSize>::input(half[y], out);
+        UNROLL for (int x = 0; x < n; x++) *(Words*)(v + (y * n + x) * input.pitch + i) = out[x];
+      }
+    }
+  }
+}
+
+INLINE Words low_bytes(Words w) { return (Words)((SignedWords)(w << 8) >> 8); }
+INLINE Words high_bytes(Words w) { return (Words)((SignedWords)w >> 8); }
+
+// U of rows Y and Z of the grid, of the `pairs` from `weight` on.
+template <int kSize, int Y, int Z>
+void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t pitch) {
+  constexpr int n = kSize + 2;
+  for (const int8_t* end = weight + pairs * 9 * kPair; weight != end; weight += 9 * kPair, u += kPair) {
+    UNROLL for (int v = 0; v < 2; v++) {
+      Words first[3], second[3], in[3], out[n];
+      UNROLL for (int x = 0; x < 3; x++) {
+        UNROLL for (int y = 0; y < 3; y++) {
+          const Words both = *(const Words*)(weight + (y * 3 + x) * kPair);
+          in[y] = v == 0 ? low_bytes(both) : high_bytes(both);
+        }
+        Winograd<kSize>::weight(in, out);
+        first[x] = out[Y];  // the compiler leaves the rest out
+        second[x] = out[Z];
+      }
+      int16_t* to = u + v * kPair / 2;
+      Winograd<kSize>::weight(first, out);
+      UNROLL for (int x = 0; x < n; x++) *(Words*)(to + x * pitch) = out[x];
+      Winograd<kSize>::weight(second, out);
+      UNROLL for (int x = 0; x < n; x++) *(Words*)(to + (n + x) * pitch) = out[x];
+    }
+  }
+}
+
+// Rows that have most of their sums in common; all rows of the grid, two by two.
+using TransformWeight = void (*)(const int8_t*, int64_t, int16_t*, int64_t);
+struct Rows {
+  int rows[2];
+  TransformWeight transform;
+};
+
+template <int kSize>
+constexpr Rows kGrid[kSize / 2 + 1] = {};
+template <>
+constexpr Rows kGrid<2>[2] = {{{0, 3}, transform_weight<2, 0, 3>}, {{1, 2}, transform_weight<2, 1, 2>}};
+template <>
+constexpr Rows kGrid<4>[3] = {{{0, 5}, transform_weight<4, 0, 5>},
+                              {{1, 2}, transform_weight<4, 1, 2>},
+                              {{3, 4}, transform_weight<4, 3, 4>}};
+
+// The tiles of one position in blocks of nearly equal size: its weights stay in the L1 cache.
+INLINE void multiply_position(Product product, int64_t tiles) {
+  for (int64_t blocks = (tiles + kRows - 1) / kRows; blocks > 0; blocks--) {
+    const int64_t rows = (tiles + blocks - 1) / blocks;
+    kMultiply[rows - 1](product);
+    product.v += rows * product.step;
+    product.m += rows * kColumns;
+    tiles -= rows;
+  }
+}
+
+// U of two rows of the grid is made when it is wanted, and so is in a cache.
+template <int kSize>
+void multiply(const QwinogradJob& job) {
+  constexpr int n = kSize + 2;
+  for (int64_t first = 0; first < job.pairs; first += job.block) {
+    const int64_t pairs = job.pairs - first < job.block ? job.pairs - first : job.block;
+    for (const Rows& two : kGrid<kSize>) {
+      two.transform(job.panel->weight + first * 9 * kPair, pairs, job.u, job.u_pitch);
+      for (int i = 0; i < 2 * n; i++) {
+        const int y = two.rows[i / n], x = i % n;
+        const QwinogradRange range = qwinograd_range(job.counts, n, y, x);
+        const int16_t* v = job.v + (y * n + x) * job.v_pitch + range.begin * job.channels + first * 2;
+        int32_t* m = job.m + (y * n + x) * job.m_pitch + range.begin * kColumns;
+        const Product product = {(const int32_t*)v, job.channels / 2, job.u + i * job.u_pitch, pairs, m, first > 0};
+        multiply_position(product, range.end - range.begin);
+      }
+    }
+  }
+}
+
+// The sums of kLanes channels of a tile's pixels.
+template <int kSize>
+INLINE void tile_sums(const int32_t* m, int64_t pitch, Numbers start, Register (&sum)[kSize][kSize]) {
+  constexpr int n = kSize + 2;
+  Numbers half[kSize][n], in[n], out[kSize];
+  UNROLL for (int x = 0; x < n; x++) {
+    UNROLL for (int y = 0; y < n; y++) in[y] = *(const Numbers*)(m + (y * n + x) * pitch);
+    Winograd<kSize>::output(in, out);
+    UNROLL for (int y = 0; y < kSize; y++) half[y][x] = out[y];
+  }
+  UNROLL for (int y = 0; y < kSize; y++) {
+    Winograd<kSize>::output(half[y], out);
+    UNROLL for (int x = 0; x < kSize; x++) {
+      const SignedNumbers scaled = (SignedNumbers)Winograd<kSize>::without_odd(out[x]);
+      sum[y][x] = (Register)((Numbers)(scaled >> Winograd<kSize>::kShift) + start);
+    }
+  }
+}
+
+// R neighbouring pixels to bytes, by what qconv ends a tile with; sums are [vector][pixel].
+template <int R>
+INLINE void finish_pixels(const QconvJob& job, int64_t at, int64_t pixel, const Register* first, const Register* second) {
+  const int64_t outputs[2] = {at, at + pixel};
+  Register sum[R][2];
+  UNROLL for (int r = 0; r < R; r++) {
+    sum[r][0] = first[r];
+    sum[r][1] = second[r];
+  }
+  QconvTile tile = {};
+  tile.outputs = outputs;
+  finish_tile<R, 2>(job, tile, sum);
+}
+
+template <int kSize>
+void run(const QwinogradJob& job) {
+  multiply<kSize>(job);
+  const QwinogradPanel& panel = *job.panel;
+  const QconvFinish f = *job.finish;  // a copy, since a store of bytes might change all else
+  QconvJob end = {};
+  end.columns = panel.columns;
+  end.bias = panel.bias;
+  end.multiplier = panel.multiplier;
+  end.finish = &f;
+  end.residual = job.residual;
+  end.out = job.out;
+  const int64_t tiles = qwinograd_range(job.counts, kSize + 2, 0, 0).end;
+  for (int64_t t = 0; t < tiles; t++) {
+    const QwinogradTile& tile = job.tiles[t];
+    Register sums[2][kSize][kSize];
+    for (int v = 0; v < 2; v++) {
+      const Numbers start = *(const Numbers*)(panel.start + v * kLanes);
+      tile_sums<kSize>(job.m + t * kColumns + v * kLanes, job.m_pitch, start, sums[v]);
+    }
+    for (int y = 0; y < tile.rows; y++) {
+      int64_t at = tile.output + y * job.line;
+      int x = 0;
+      for (; x + 1 < tile.columns; x += 2, at += 2 * job.pixel) {
+        finish_pixels<2>(end, at, job.pixel, sums[0][y] + x, sums[1][y] + x);
+      }
+      if (x < tile.columns) finish_pixels<1>(end, at, job.pixel, sums[0][y] + x, sums[1][y] + x);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qtool
