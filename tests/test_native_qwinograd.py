@@ -186,13 +186,34 @@ def test_sums_up_to_the_bound_are_exact_and_beyond_it_refused(row, x_zero):
     ids=range(7),
 )
 def test_convolutions_go_to_the_kernel_that_is_faster(case, kernel):
-    if "avx2" not in native.supported_isas():
-        pytest.skip("this CPU does not have avx2")
+    _check_choice(case, "avx2", kernel)
+    _check_choice(case, "scalar", "qconv_scalar")
+
+
+@pytest.mark.usefixtures("need_native")
+@pytest.mark.parametrize(
+    ("case", "kernel"),
+    [
+        (filtered(64, 64, size=(56, 56)), "qwinograd_avx512vnni_4x4"),
+        (filtered(512, 512, size=(7, 7), batch=16), "qwinograd_avx512vnni_4x4"),
+        (filtered(512, 512, size=(7, 7)), "qconv_avx512vnni"),  # too few tiles for the weights' transform
+        (filtered(16, 16, size=(56, 56)), "qconv_avx512vnni_narrow"),  # half of a panel
+        (filtered(600, 48, size=(14, 14), values="high"), "qconv_avx512vnni"),  # sums are too large
+        (filtered(64, 64, size=(28, 28), stride=(2, 2)), "qconv_avx512vnni"),
+    ],
+    ids=range(6),
+)
+def test_convolutions_go_to_winograd_where_products_of_bytes_are_no_faster(case, kernel):
+    _check_choice(case, "avx512vnni", kernel)
+
+
+def _check_choice(case: Case, isa: str, kernel: str) -> None:
+    if isa not in native.supported_isas():
+        pytest.skip(f"this CPU does not have {isa}")
     n = numbers(case, 0)
     if case.values == "random":
         n.weight[:] //= 4  # as those of trained layers are
-    assert _plan(n, isa="avx2").kernels == (kernel,)
-    assert _plan(n, isa="scalar").kernels == ("qconv_scalar",)
+    assert _plan(n, isa=isa).kernels == (kernel,)
 
 
 @pytest.mark.parametrize("row", ROWS)

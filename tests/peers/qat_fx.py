@@ -3,8 +3,7 @@
     python tests/peers/qat_fx.py tests/recipes/resnet20_qat.yaml --set model.weights=... --threads 2
 
 Tells the top-1 of the float model, of the one with fake quantization and of the converted one. The qconfig is
-PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over, and nothing is
-equalized. A convolution with more padding at one end, which PyTorch has not, gets a larger kernel whose further weights
+PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over. A convolution with more padding at one end, which PyTorch has not, gets a larger kernel whose further weights
 are zeros and stay so.
 """
 
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from qtool.analysis.peers.torch_module import module_of
 from qtool.ir import Graph
 from qtool.passes import clean
+from qtool.passes.equalize import equalize
 from qtool.pipeline import load_model
 from qtool.quantize.data import Dataset, open_data
 from qtool.quantize.qat.batches import open_batches
@@ -49,7 +49,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.recipe, options.set)
-    graph = evenly_padded(clean(load_model(recipe.model)))
+    graph = clean(load_model(recipe.model))
+    graph = evenly_padded(equalize(graph) if recipe.equalize else graph)
     assert recipe.evaluation is not None
     evaluation = open_data(recipe.evaluation, graph)
     teacher = module_of(graph)

@@ -79,16 +79,19 @@ INLINE void round_row(const QconvJob& job, const QconvTile& tile, int r, const _
   }
 }
 
-// The same from two rows of one or two vectors, to the bytes of the first row and those of the second.
-template <int V>
-INLINE __m256i pack_rows(const QconvFinish& f, const __m256i (&first)[V], const __m256i (&second)[V]) {
+// 32 results in four vectors to bytes in the same order.
+INLINE __m256i packed(const QconvFinish& f, const __m256i (&q)[4]) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  if (V == 1) {
-    const __m256i words = _mm256_packs_epi32(first[0], second[0]);
-    return _mm256_permute4x64_epi64(_mm256_permutevar8x32_epi32(to_bytes(f, words, words), order), 0x98);
-  }
-  const __m256i words = _mm256_packs_epi32(first[0], first[V - 1]), more = _mm256_packs_epi32(second[0], second[V - 1]);
-  return _mm256_permutevar8x32_epi32(to_bytes(f, words, more), order);
+  const __m256i bytes = to_bytes(f, _mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+  return _mm256_permutevar8x32_epi32(bytes, order);
+}
+
+// Row `row` of rows of V * 8 bytes, in the low ones.
+template <int V>
+INLINE __m128i row_of(__m256i bytes, int row) {
+  const bool above = row * V >= 2;
+  const __m128i half = above ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
+  return row * V % 2 == 1 ? _mm_unpackhi_epi64(half, half) : half;
 }
 
 INLINE void store_row(const QconvJob& job, uint8_t* out, __m128i bytes, int columns) {
@@ -101,18 +104,25 @@ INLINE void store_row(const QconvJob& job, uint8_t* out, __m128i bytes, int colu
   }
 }
 
-// Two rows at a time.
+// As many rows at a time as fill 32 bytes.
 template <int R, int V, Finish HOW>
 INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m256i (&sum)[R][V]) {
+  constexpr int kTogether = 4 / V;
   const int columns = HOW == kPlain ? V * kLanes : job.columns;
-  UNROLL for (int r = 0; r < R; r += 2) {
-    const int other = r + 1 < R ? r + 1 : r;
-    __m256i q[V], p[V];
-    round_row<V, HOW>(job, tile, r, sum[r], q);
-    round_row<V, HOW>(job, tile, other, sum[other], p);
-    const __m256i bytes = pack_rows<V>(*job.finish, q, p);
-    store_row(job, job.out + tile.outputs[r], _mm256_castsi256_si128(bytes), columns);
-    if (r + 1 < R) store_row(job, job.out + tile.outputs[other], _mm256_extracti128_si256(bytes, 1), columns);
+  UNROLL for (int r = 0; r < R; r += kTogether) {
+    __m256i q[kTogether][V], all[4];
+    UNROLL for (int i = 0; i < kTogether; i++) {
+      if (r + i < R) {
+        round_row<V, HOW>(job, tile, r + i, sum[r + i < R ? r + i : 0], q[i]);
+      } else {
+        UNROLL for (int v = 0; v < V; v++) q[i][v] = _mm256_setzero_si256();
+      }
+    }
+    UNROLL for (int i = 0; i < 4; i++) all[i] = q[i / V][i % V];
+    const __m256i bytes = packed(*job.finish, all);
+    UNROLL for (int i = 0; i < kTogether; i++) {
+      if (r + i < R) store_row(job, job.out + tile.outputs[r + i], row_of<V>(bytes, i), columns);
+    }
   }
 }
 

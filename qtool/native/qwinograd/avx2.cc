@@ -32,11 +32,11 @@ INLINE void dot(__m256i (&sum)[2], const int32_t* pair, __m256i first, __m256i s
 template <int R>
 void multiply_tiles(const Product& product) {
   const int64_t step = product.step;
-  __m256i* m = (__m256i*)product.m;
+  const auto m = [&](int r) { return (__m256i*)(product.m + r * product.m_step); };
   __m256i sum[R][2];
   UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
   if (product.adds) {
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = _mm256_load_si256(m + r * 2 + v);
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = _mm256_load_si256(m(r) + v);
   }
   const __m256i *weight = (const __m256i*)product.u, *end = weight + product.pairs * 2;
   const int32_t *v = product.v, *last = v + 3 * step;  // a second base: an address has no factor of 3
@@ -44,7 +44,7 @@ void multiply_tiles(const Product& product) {
     const __m256i first = _mm256_load_si256(weight), second = _mm256_load_si256(weight + 1);
     UNROLL for (int r = 0; r < R; r++) dot(sum[r], r < 3 ? v + r * step : last + (r - 3) * step, first, second);
   }
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) _mm256_store_si256(m + r * 2 + v, sum[r][v]);
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) _mm256_store_si256(m(r) + v, sum[r][v]);
 }
 
 constexpr MultiplyTiles kMultiply[kRows] = {multiply_tiles<1>, multiply_tiles<2>, multiply_tiles<3>,
@@ -59,8 +59,8 @@ namespace qtool {
 
 // Costs measured on Zen 3.
 const QwinogradKernel qwinograd_avx2_2x2 = {
-    2, Winograd<2>::kShift, kColumns, 2 * kLanes, 224 << 10, {1.1, 60, 50, 100}, transform<2>, run<2>};
+    2, Winograd<2>::kShift, kColumns, 2 * kLanes, 384 << 10, 16, {1.1, 60, 50, 100}, transform<2>, run<2>};
 const QwinogradKernel qwinograd_avx2_4x4 = {
-    4, Winograd<4>::kShift, kColumns, 2 * kLanes, 224 << 10, {1.1, 130, 150, 300}, transform<4>, run<4>};
+    4, Winograd<4>::kShift, kColumns, 2 * kLanes, 384 << 10, 16, {1.1, 130, 150, 300}, transform<4>, run<4>};
 
 }  // namespace qtool

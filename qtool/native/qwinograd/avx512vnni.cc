@@ -40,11 +40,11 @@ INLINE void dot(__m512i (&sum)[2], const int32_t* pair, __m512i first, __m512i s
 template <int R>
 void multiply_tiles(const Product& product) {
   const int64_t step = product.step;
-  __m512i* m = (__m512i*)product.m;
+  const auto m = [&](int r) { return (__m512i*)(product.m + r * product.m_step); };
   __m512i sum[R][2];
   UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
   if (product.adds) {
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = _mm512_load_si512(m + r * 2 + v);
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = _mm512_load_si512(m(r) + v);
   }
   const __m512i *weight = (const __m512i*)product.u, *end = weight + product.pairs * 2;
   const int32_t* base[4];  // addresses have no factors of 3 and above 4
@@ -54,7 +54,7 @@ void multiply_tiles(const Product& product) {
     UNROLL for (int r = 0; r < R; r++) dot(sum[r], base[r / 3] + r % 3 * step, first, second);
     UNROLL for (int b = 0; b < 4; b++) base[b]++;
   }
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) _mm512_store_si512(m + r * 2 + v, sum[r][v]);
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < 2; v++) _mm512_store_si512(m(r) + v, sum[r][v]);
 }
 
 constexpr MultiplyTiles kMultiply[kRows] = {multiply_tiles<1>,  multiply_tiles<2>,  multiply_tiles<3>,
@@ -71,6 +71,6 @@ namespace qtool {
 
 // Costs measured on Zen 4.
 const QwinogradKernel qwinograd_avx512vnni_4x4 = {
-    4, Winograd<4>::kShift, kColumns, 2 * kLanes, 448 << 10, {2.1, 220, 180, 450}, transform<4>, run<4>};
+    4, Winograd<4>::kShift, kColumns, 2 * kLanes, 1024 << 10, 32, {2.1, 270, 200, 380}, transform<4>, run<4>};
 
 }  // namespace qtool

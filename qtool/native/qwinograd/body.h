@@ -1,5 +1,5 @@
-// What the instruction sets have in common. Transforms run over a register of input channels in 16 bits and half a
-// register of output channels in 32 bits, along columns first and then along rows; panels are two registers of sums wide.
+// What the instruction sets have in common. Transforms run over a register of input channels in 16 bits and a register
+// of output channels in 32 bits, along columns first and then along rows; panels are two registers of sums wide.
 //
 // Before it includes this, an instruction set's file has kLanes, UNROLL and finish_tile of qconv's header, and
 //
@@ -16,6 +16,9 @@ namespace qtool {
 namespace {
 
 constexpr int kColumns = 2 * kLanes, kPair = 2 * kColumns;
+
+template <int kSize>
+constexpr int kTile = (kSize + 2) * (kSize + 2) * kColumns;  // of M
 
 template <int kSize>
 void transform(const QwinogradInput& input) {
@@ -42,11 +45,15 @@ void transform(const QwinogradInput& input) {
 INLINE Words low_bytes(Words w) { return (Words)((SignedWords)(w << 8) >> 8); }
 INLINE Words high_bytes(Words w) { return (Words)((SignedWords)w >> 8); }
 
-// U of rows Y and Z of the grid, of the `pairs` from `weight` on.
+// U of rows Y and Z of the grid, of the `pairs` from `weight` on. The first pass over a panel brings the next one,
+// which lies `ahead`, nearer.
 template <int kSize, int Y, int Z>
-void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t pitch) {
+void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t pitch, int64_t ahead) {
   constexpr int n = kSize + 2;
   for (const int8_t* end = weight + pairs * 9 * kPair; weight != end; weight += 9 * kPair, u += kPair) {
+    if (Y == 0) {
+      UNROLL for (int line = 0; line < 9 * kPair; line += 64) __builtin_prefetch(weight + ahead + line, 0, 2);
+    }
     UNROLL for (int v = 0; v < 2; v++) {
       Words first[3], second[3], in[3], out[n];
       UNROLL for (int x = 0; x < 3; x++) {
@@ -68,7 +75,7 @@ void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t p
 }
 
 // Rows that have most of their sums in common; all rows of the grid, two by two.
-using TransformWeight = void (*)(const int8_t*, int64_t, int16_t*, int64_t);
+using TransformWeight = void (*)(const int8_t*, int64_t, int16_t*, int64_t, int64_t);
 struct Rows {
   int rows[2];
   TransformWeight transform;
@@ -89,7 +96,7 @@ INLINE void multiply_position(Product product, int64_t tiles) {
     const int64_t rows = (tiles + blocks - 1) / blocks;
     kMultiply[rows - 1](product);
     product.v += rows * product.step;
-    product.m += rows * kColumns;
+    product.m += rows * product.m_step;
     tiles -= rows;
   }
 }
@@ -101,81 +108,91 @@ void multiply(const QwinogradJob& job) {
   for (int64_t first = 0; first < job.pairs; first += job.block) {
     const int64_t pairs = job.pairs - first < job.block ? job.pairs - first : job.block;
     for (const Rows& two : kGrid<kSize>) {
-      two.transform(job.panel->weight + first * 9 * kPair, pairs, job.u, job.u_pitch);
+      two.transform(job.panel->weight + first * 9 * kPair, pairs, job.u, job.u_pitch, job.pairs * 9 * kPair);
       for (int i = 0; i < 2 * n; i++) {
         const int y = two.rows[i / n], x = i % n;
         const QwinogradRange range = qwinograd_range(job.counts, n, y, x);
-        const int16_t* v = job.v + (y * n + x) * job.v_pitch + range.begin * job.channels + first * 2;
-        int32_t* m = job.m + (y * n + x) * job.m_pitch + range.begin * kColumns;
-        const Product product = {(const int32_t*)v, job.channels / 2, job.u + i * job.u_pitch, pairs, m, first > 0};
+        Product product = {};
+        product.v = (const int32_t*)(job.v + (y * n + x) * job.v_pitch + range.begin * job.channels + first * 2);
+        product.step = job.channels / 2;
+        product.u = job.u + i * job.u_pitch;
+        product.pairs = pairs;
+        product.m = job.m + range.begin * kTile<kSize> + (y * n + x) * kColumns;
+        product.m_step = kTile<kSize>;
+        product.adds = first > 0;
         multiply_position(product, range.end - range.begin);
       }
     }
   }
 }
 
-// The sums of kLanes channels of a tile's pixels.
+// A' M A by columns, which leaves the rows to do: M of a tile, kLanes channels.
 template <int kSize>
-INLINE void tile_sums(const int32_t* m, int64_t pitch, Numbers start, Register (&sum)[kSize][kSize]) {
+INLINE void half_output(const int32_t* m, Numbers (&half)[kSize][kSize + 2]) {
   constexpr int n = kSize + 2;
-  Numbers half[kSize][n], in[n], out[kSize];
   UNROLL for (int x = 0; x < n; x++) {
-    UNROLL for (int y = 0; y < n; y++) in[y] = *(const Numbers*)(m + (y * n + x) * pitch);
+    Numbers in[n], out[kSize];
+    UNROLL for (int y = 0; y < n; y++) in[y] = *(const Numbers*)(m + (y * n + x) * kColumns);
     Winograd<kSize>::output(in, out);
     UNROLL for (int y = 0; y < kSize; y++) half[y][x] = out[y];
   }
+}
+
+// The sums of a row of pixels.
+template <int kSize>
+INLINE void row_sums(const Numbers (&half)[kSize + 2], Numbers start, Register (&sum)[kSize][1]) {
+  Numbers out[kSize];
+  Winograd<kSize>::output(half, out);
+  UNROLL for (int x = 0; x < kSize; x++) {
+    const SignedNumbers scaled = (SignedNumbers)Winograd<kSize>::without_odd(out[x]);
+    sum[x][0] = (Register)((Numbers)(scaled >> Winograd<kSize>::kShift) + start);
+  }
+}
+
+// kLanes channels of a tile to bytes, by what qconv ends a tile with.
+template <int kSize>
+INLINE void finish_channels(const QconvJob& end, const QwinogradJob& job, const QwinogradTile& tile, const int32_t* m) {
+  const Numbers start = *(const Numbers*)end.start;
+  Numbers half[kSize][kSize + 2];
+  half_output<kSize>(m, half);
   UNROLL for (int y = 0; y < kSize; y++) {
-    Winograd<kSize>::output(half[y], out);
-    UNROLL for (int x = 0; x < kSize; x++) {
-      const SignedNumbers scaled = (SignedNumbers)Winograd<kSize>::without_odd(out[x]);
-      sum[y][x] = (Register)((Numbers)(scaled >> Winograd<kSize>::kShift) + start);
+    if (y == tile.rows) break;
+    Register sum[kSize][1];
+    row_sums<kSize>(half[y], start, sum);
+    int64_t outputs[kSize];
+    UNROLL for (int x = 0; x < kSize; x++) outputs[x] = tile.output + y * job.line + x * job.pixel;
+    QconvTile line = {};
+    line.outputs = outputs;
+    if (tile.columns == kSize) {
+      finish_tile<kSize, 1>(end, line, sum);
+    } else {
+      for (int x = 0; x < tile.columns; x++, line.outputs++) finish_tile<1, 1>(end, line, {{sum[x][0]}});
     }
   }
 }
 
-// R neighbouring pixels to bytes, by what qconv ends a tile with; sums are [vector][pixel].
-template <int R>
-INLINE void finish_pixels(const QconvJob& job, int64_t at, int64_t pixel, const Register* first, const Register* second) {
-  const int64_t outputs[2] = {at, at + pixel};
-  Register sum[R][2];
-  UNROLL for (int r = 0; r < R; r++) {
-    sum[r][0] = first[r];
-    sum[r][1] = second[r];
+template <int kSize>
+void finish_tiles(const QwinogradJob& job) {
+  const QwinogradPanel& panel = *job.panel;
+  const QconvFinish f = *job.finish;  // a copy, since a store of bytes might change all else
+  const int64_t tiles = qwinograd_range(job.counts, kSize + 2, 0, 0).end;
+  for (int at = 0; at < panel.columns; at += kLanes) {
+    QconvJob end = {};
+    end.columns = panel.columns - at < kLanes ? panel.columns - at : kLanes;
+    end.start = panel.start + at;
+    end.bias = panel.bias + at;
+    end.multiplier = panel.multiplier + at;
+    end.finish = &f;
+    end.residual = job.residual != NULL ? job.residual + at : NULL;
+    end.out = job.out + at;
+    for (int64_t t = 0; t < tiles; t++) finish_channels<kSize>(end, job, job.tiles[t], job.m + t * kTile<kSize> + at);
   }
-  QconvTile tile = {};
-  tile.outputs = outputs;
-  finish_tile<R, 2>(job, tile, sum);
 }
 
 template <int kSize>
 void run(const QwinogradJob& job) {
   multiply<kSize>(job);
-  const QwinogradPanel& panel = *job.panel;
-  const QconvFinish f = *job.finish;  // a copy, since a store of bytes might change all else
-  QconvJob end = {};
-  end.columns = panel.columns;
-  end.bias = panel.bias;
-  end.multiplier = panel.multiplier;
-  end.finish = &f;
-  end.residual = job.residual;
-  end.out = job.out;
-  const int64_t tiles = qwinograd_range(job.counts, kSize + 2, 0, 0).end;
-  for (int64_t t = 0; t < tiles; t++) {
-    const QwinogradTile& tile = job.tiles[t];
-    Register sums[2][kSize][kSize];
-    for (int v = 0; v < 2; v++) {
-      const Numbers start = *(const Numbers*)(panel.start + v * kLanes);
-      tile_sums<kSize>(job.m + t * kColumns + v * kLanes, job.m_pitch, start, sums[v]);
-    }
-    for (int y = 0; y < tile.rows; y++) {
-      int64_t at = tile.output + y * job.line;
-      int x = 0;
-      for (; x + 1 < tile.columns; x += 2, at += 2 * job.pixel) {
-        finish_pixels<2>(end, at, job.pixel, sums[0][y] + x, sums[1][y] + x);
-      }
-      if (x < tile.columns) finish_pixels<1>(end, at, job.pixel, sums[0][y] + x, sums[1][y] + x);
-    }
-  }
+  finish_tiles<kSize>(job);
 }
 
 }  // namespace

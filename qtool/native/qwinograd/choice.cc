@@ -5,9 +5,6 @@
 namespace qtool {
 namespace {
 
-// The weights are read and transformed once a chunk, so that there should be as many tiles as make that cheap.
-constexpr int64_t kLeastTiles = 16, kMostTiles = 48;
-
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows of the grids of all tiles of a picture, one less for a tile that reaches over the edge.
@@ -32,7 +29,7 @@ bool qwinograd_has_shape(const qt_conv_args& a) {
 int64_t qwinograd_chunk_tiles(const qt_conv_args& a, const QwinogradKernel& kernel) {
   const int64_t channels = ceil_div(a.in_channels, kernel.lanes) * kernel.lanes;
   const int64_t positions = (kernel.size + 2) * (kernel.size + 2);
-  return std::clamp(kernel.v_bytes / (positions * channels * 2), kLeastTiles, kMostTiles);
+  return std::max(kernel.chunk_bytes / (positions * (channels * 2 + kernel.columns * 4)), kernel.least_tiles);
 }
 
 double qwinograd_cycles(const qt_conv_args& a, const QwinogradKernel& kernel) {
@@ -41,8 +38,8 @@ double qwinograd_cycles(const qt_conv_args& a, const QwinogradKernel& kernel) {
   const double rows = grid_rows(a.out_height, kernel.size), columns = grid_rows(a.out_width, kernel.size);
   const int64_t tiles = int64_t{a.batch} * ceil_div(a.out_height, kernel.size) * ceil_div(a.out_width, kernel.size);
   const double chunks = ceil_div(tiles, qwinograd_chunk_tiles(a, kernel));
-  const double panel = pairs * (costs.product * a.batch * rows * columns + costs.weight * chunks) + costs.output * tiles;
-  return panels * panel + costs.input * tiles * ceil_div(a.in_channels, kernel.lanes);
+  const double pair = costs.product * a.batch * rows * columns + costs.weight * chunks;
+  return panels * (pairs * pair + costs.output * tiles) + costs.input * tiles * ceil_div(a.in_channels, kernel.lanes);
 }
 
 double qconv_cycles(const qt_conv_args& a, int isa) {

@@ -13,6 +13,7 @@ struct Product {
   const int16_t* u;
   int64_t pairs;
   int32_t* m;
+  int64_t m_step;    // from a tile to the next
   bool adds;  // to what is in m
 };
 

@@ -76,7 +76,7 @@ class Qwinograd final : public Op {
   int64_t lines_, columns_, tiles_;           // tiles of a picture, and of all
   int64_t row_parts_ = 0, panel_parts_ = 1;  // chunks are row_parts x panel_parts
   int64_t most_tiles_ = 0;                   // of a chunk
-  int64_t v_pitch_ = 0, u_pitch_ = 0, m_pitch_ = 0;
+  int64_t v_pitch_ = 0, u_pitch_ = 0;
 };
 
 int64_t tiles_of(const QwinogradCounts& counts) { return counts.bottom + counts.whole + counts.right + counts.corner; }
@@ -94,7 +94,6 @@ Qwinograd::Qwinograd(const qt_conv_args& a, const Row<const QwinogradKernel*>& r
   if (tiles_ > 0) cut_chunks(a, context.threads);
   v_pitch_ = odd_lines(checked_product({most_tiles_, channels_, 2})) / 2;
   u_pitch_ = odd_lines(kBlockPairs * row.kernel->columns * 4) / 2;
-  m_pitch_ = odd_lines(most_tiles_ * row.kernel->columns * 4) / 4;
 }
 
 // A thread is given a part of the tiles or, where the weights are more than the activations, of the weights.
@@ -113,9 +112,10 @@ void Qwinograd::cut_chunks(const qt_conv_args& args, int64_t threads) {
 }
 
 int64_t Qwinograd::scratch_bytes() const {
-  const int64_t tile = positions() * sizeof(uint8_t*) + sizeof(QwinogradTile);
-  const int64_t u_bytes = 2 * (size_ + 2) * u_pitch_ * 2, tile_bytes = checked_product({most_tiles_, tile});
-  return checked_product({positions(), v_pitch_ * 2 + m_pitch_ * 4}) + u_bytes + tile_bytes;
+  const int64_t m = positions() * row_.kernel->columns * 4;
+  const int64_t tile = positions() * sizeof(uint8_t*) + sizeof(QwinogradTile) + m;
+  const int64_t u_bytes = 2 * (size_ + 2) * u_pitch_ * 2;
+  return checked_product({positions(), v_pitch_ * 2}) + u_bytes + checked_product({most_tiles_, tile});
 }
 
 Qwinograd::Chunk Qwinograd::chunk_in(uint8_t* scratch) const {
@@ -123,7 +123,7 @@ Qwinograd::Chunk Qwinograd::chunk_in(uint8_t* scratch) const {
   chunk.v = reinterpret_cast<int16_t*>(scratch);
   chunk.u = chunk.v + positions() * v_pitch_;
   chunk.m = reinterpret_cast<int32_t*>(chunk.u + 2 * (size_ + 2) * u_pitch_);
-  chunk.pixels = reinterpret_cast<const uint8_t**>(chunk.m + positions() * m_pitch_);
+  chunk.pixels = reinterpret_cast<const uint8_t**>(chunk.m + most_tiles_ * positions() * row_.kernel->columns);
   chunk.tiles = reinterpret_cast<QwinogradTile*>(chunk.pixels + most_tiles_ * positions());
   return chunk;
 }
@@ -199,7 +199,6 @@ void Qwinograd::run_panels(const RunContext& context, const Chunk& chunk, int64_
   job.u_pitch = u_pitch_;
   job.block = kBlockPairs;
   job.m = chunk.m;
-  job.m_pitch = m_pitch_;
   job.finish = &finish_;
   job.line = out_width_ * out_channels_;
   job.pixel = out_channels_;

@@ -89,8 +89,7 @@ struct QwinogradJob {
   QwinogradCounts counts;
   int16_t* u;  // [2 * n][u_pitch], U of two rows and up to `block` pairs of channels; scratch, 64-byte aligned
   int64_t u_pitch, block;
-  int32_t* m;  // M[p, t, c] at m[p * m_pitch + t * columns + c]; scratch, 64-byte aligned
-  int64_t m_pitch;
+  int32_t* m;  // [t][p][columns], scratch, 64-byte aligned
   const QwinogradPanel* panel;
   const QconvFinish* finish;
   const uint8_t* residual;  // as out, or NULL
@@ -110,7 +109,8 @@ struct QwinogradCosts {
 struct QwinogradKernel {
   int size, shift;          // m, and of s = odd * 2^shift
   int columns, lanes;       // output channels of a panel; input channels are rounded up to these
-  int64_t v_bytes;          // V of a chunk is walked once a panel and should stay in the L2 cache
+  int64_t chunk_bytes;      // V and M of a chunk are walked once a panel and should about stay in the L2 cache,
+  int64_t least_tiles;      // but the weights are transformed once a chunk: it should have so many tiles nonetheless
   QwinogradCosts costs;
   void (*transform)(const QwinogradInput& input);
   void (*run)(const QwinogradJob& job);

@@ -74,7 +74,7 @@ void multiply(const QwinogradJob& job, int64_t first, int64_t pairs, int y) {
     for (int64_t t = range.begin; t < range.end; t++) {
       const int16_t* v = job.v + (y * n + x) * job.v_pitch + t * job.channels + first * 2;
       for (int c = 0; c < kColumns; c++) {
-        int32_t& m = job.m[(y * n + x) * job.m_pitch + t * kColumns + c];
+        int32_t& m = job.m[(t * n * n + y * n + x) * kColumns + c];
         uint32_t sum = first == 0 ? 0 : static_cast<uint32_t>(m);
         for (int64_t i = 0; i < pairs * 2; i++) {
           sum += static_cast<uint32_t>(v[i] * job.u[x * job.u_pitch + i / 2 * kPair + c * 2 + i % 2]);
@@ -91,7 +91,7 @@ int32_t sum_at(const QwinogradJob& job, int64_t tile, int y, int x, int c) {
   constexpr int n = kSize + 2;
   uint32_t sum = 0;
   for (int p = 0; p < n * n; p++) {
-    const uint32_t m = static_cast<uint32_t>(job.m[p * job.m_pitch + tile * kColumns + c]);
+    const uint32_t m = static_cast<uint32_t>(job.m[(tile * n * n + p) * kColumns + c]);
     sum += static_cast<uint32_t>(Matrix::kOutput[y][p / n] * Matrix::kOutput[x][p % n]) * m;
   }
   const int32_t exact = static_cast<int32_t>(sum * Matrix::kInverse) >> Matrix::kShift;
@@ -125,9 +125,9 @@ void run(const QwinogradJob& job) {
 
 }  // namespace
 
-const QwinogradKernel qwinograd_scalar_2x2 = {2,         Matrices<2>::kShift, kColumns, 2, 224 << 10, {},
-                                              transform<2>, run<2>};
-const QwinogradKernel qwinograd_scalar_4x4 = {4,         Matrices<4>::kShift, kColumns, 2, 224 << 10, {},
-                                              transform<4>, run<4>};
+const QwinogradKernel qwinograd_scalar_2x2 = {
+    2, Matrices<2>::kShift, kColumns, 2, 384 << 10, 16, {}, transform<2>, run<2>};
+const QwinogradKernel qwinograd_scalar_4x4 = {
+    4, Matrices<4>::kShift, kColumns, 2, 384 << 10, 16, {}, transform<4>, run<4>};
 
 }  // namespace qtool

@@ -1,5 +1,5 @@
-// The products with the matrices of qwinograd.h in sums and shifts, for vectors of uint16 (inputs and weights) or uint32
-// (outputs), which are modulo 2^16 and 2^32: signed numbers come out right.
+// The products with the matrices of qwinograd.h in sums and shifts, for vectors of uint16 (inputs and weights) or
+// uint32 (outputs), which are modulo 2^16 and 2^32: signed numbers come out right.
 #pragma once
 
 #define INLINE static inline __attribute__((always_inline))
