@@ -3,8 +3,8 @@
     python tests/peers/qat_fx.py tests/recipes/resnet20_qat.yaml --set model.weights=... --threads 2
 
 Tells the top-1 of the float model, of the one with fake quantization and of the converted one. The qconfig is
-PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over. A convolution with more padding at one end, which PyTorch has not, gets a larger kernel whose further weights
-are zeros and stay so.
+PyTorch's default for the backend; of the recipe's own only limits of the weight (4 bits) are taken over. A convolution
+with more padding at one end, which PyTorch has not, gets a larger kernel whose further weights are zeros and stay so.
 """
 
 from __future__ import annotations
