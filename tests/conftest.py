@@ -1,4 +1,4 @@
-"""The whole session: which qtool is tested, and which instruction sets were covered."""
+"""The whole session: which qtool is tested, what tests share, and which instruction sets were covered."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def _test_the_installed_package() -> None:
 _test_the_installed_package()
 
 import pytest  # noqa: E402
+from cli_cases import Done, workspace  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from qtool import native  # noqa: E402
+from qtool.cli import main  # noqa: E402
 
 settings.register_profile("qtool", deadline=None, derandomize=True)
 settings.load_profile("qtool")
@@ -46,6 +48,32 @@ def write(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QTOOL_ISA", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def run(*args: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["qtool", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return Done(int(left.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def quantized(cli, tmp_path):
+    """float.npz, quant.npz, data.npz and recipe.yaml in the current folder."""
+    workspace(tmp_path)
+    assert cli("quantize", "-r", "recipe.yaml").code == 0
+    return tmp_path
 
 
 def _uncovered() -> list[str]:

@@ -1,12 +1,28 @@
-"""Data without a random generator, and what PyTorch 2.13's observers make of it (checked live where torch is there)."""
+"""Data without a random generator, what PyTorch 2.13's observers make of it (checked live where torch is there), and
+short ways to observe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import strategies as st
 
+from qtool.quantize.observers import make_observer
 from qtool.recipe.schema import ObserverConfig, QDType, Scheme
+
+numbers = st.floats(-1e6, 1e6, width=32).map(lambda v: 0.0 if abs(v) < 1e-6 else v)
+
+
+def affine(observer: str, **changes) -> ObserverConfig:
+    return ObserverConfig(observer, **changes)
+
+
+def observed(config: ObserverConfig, *batches, axis: int = 0):
+    observer = make_observer(config, axis)
+    for x in batches:
+        observer.observe(x)
+    return observer
 
 
 def wave(count: int, spread: float, middle: float, power: int = 1) -> np.ndarray:

@@ -226,6 +226,7 @@ def test_the_advice_for_coarse_weights_mends_them(tmp_path):
     before = qtool_here("compare", "float.npz", "quant.npz", "--json", cwd=tmp_path).json
     advice = next(item for item in before["advice"] if "one scale for all channels" in item["text"])
     assert "conv1" in advice["layers"]
+    assert not any(item["recipe"] for item in before["advice"])  # the residual keeps channels from being rescaled
     rules = {"": "qnnpack", **advice["qconfig_dict"]}
     text = qtool_here("compare", "float.npz", "quant.npz", cwd=tmp_path).out
     assert "conv1: {weight: {observer: per_channel_min_max, scheme: per_channel_symmetric}}" in text

@@ -13,7 +13,7 @@ from qtool.engine import reference
 from qtool.errors import ModelError
 from qtool.ir import Graph
 from qtool.ops import Builder
-from qtool.passes.equalize import META, counts_of, equalize, even
+from qtool.passes.equalize import META, counts_of, equalize, even, rescaled_layers
 from qtool.passes.equalize_chains import find_chains, layer_table
 
 
@@ -161,6 +161,7 @@ def test_weights_become_alike(act) -> None:
     same(graph, made)
     layers, channels = counts_of(made)
     assert 1 <= layers <= channels
+    assert {"layer0", "layer1"} <= rescaled_layers(graph)
     assert spread(graph, "layer1") > 15
     assert spread(made, "layer1") < 6
 
@@ -311,6 +312,7 @@ def plain_norm() -> Graph:
 def test_what_cannot_be_rescaled_is_left_alone(build) -> None:
     graph = build()
     assert find_chains(graph) == ()
+    assert not rescaled_layers(graph)
     assert unchanged(graph)
 
 
@@ -333,3 +335,6 @@ def test_bodies_of_control_flow_are_equalized() -> None:
     parts = [counts_of(equalize(body)) for body in bodies.values()]
     assert counts_of(made) == tuple(map(sum, zip(*parts, strict=True)))
     assert all(channels > 0 for _, channels in parts)
+    (node,) = graph.nodes
+    named = {f"{node.name}.{name}.{layer}" for name, body in bodies.items() for layer in rescaled_layers(body)}
+    assert rescaled_layers(graph) == named

@@ -9,18 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_cases import mlp
 from recipe_cases import SMALL, refusal
 from rich.console import Console
 
+import qtool
+from qtool.analysis.advice import advise
 from qtool.analysis.compare import compare
 from qtool.cli.render import report as rendered
 from qtool.ir import Graph, npz
 from qtool.passes.equalize import META, counts_of, equalize
 from qtool.passes.equalize_chains import find_chains, layer_table, reach_of
 from qtool.pipeline import quantize_recipe
+from qtool.quantize.prepare import PrepareOptions
 from qtool.quantize.qat.checkpoint import settings_of
 from qtool.quantize.qat.run import build_model
 from qtool.recipe.load import load_recipe
+from qtool.recipe.presets import get_preset
+from qtool.recipe.schema import Backend, Mode
 from qtool.report.text import report_json
 from qtool.report.types import Equalized, Report
 
@@ -90,6 +96,46 @@ def test_a_ruined_model_is_mended_end_to_end(folder, write) -> None:
     assert f"{with_it.equalized.channels} channels of {with_it.equalized.layers} layers rescaled" in shown(with_it)
     assert json.loads(report_json(with_it))["equalized"] == asdict(with_it.equalized)
     assert min(layer.sqnr_db for layer in with_it.layers if layer.sqnr_db is not None) > 20
+
+
+def test_it_is_advised_where_one_scale_does_not_fit_and_mends_that(folder, write) -> None:
+    path = write(RECIPE)
+    before = quantize_recipe(load_recipe(path, ["equalize=false"]), quiet)
+    (item,) = (item for item in before.advice if item.recipe)
+    assert item.recipe == {"equalize": True}
+    assert item.qconfig_dict == {}
+    depthwise = {node.name for node in ruined().nodes if node.op == "conv2d" and node.attrs["groups"] > 1}
+    assert depthwise.intersection(item.layers)
+    assert set(item.layers) <= {
+        layer.name for chain in find_chains(ruined()) for layer in (chain.producer, chain.consumer)
+    }
+    assert "  equalize: true\n" in shown(before)
+    assert {"equalize": True} in [each["recipe"] for each in json.loads(report_json(before))["advice"]]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in item.recipe.items()]
+    after = quantize_recipe(load_recipe(path, ["equalize=false", *overrides]), quiet)
+    assert after.accuracy.quant > before.accuracy.quant + 0.05
+    advice = compare(ruined(), npz.load(folder / "quant.npz")).advice
+    assert not any(each.recipe for each in advice)
+
+
+@pytest.mark.parametrize(("mode", "advised"), [(Mode.STATIC, [("fc1",)]), (Mode.DYNAMIC, [])])
+def test_it_is_advised_where_a_recipe_can_have_it(mode, advised) -> None:
+    factors = np.where(np.arange(24) % 4, 1, 1024).astype(np.float32)
+    arrays = {name: array.copy() for name, array in mlp().initializers.items()}
+    arrays["fc1.weight"] *= factors[:, None]  # most of its channels are lost beside the others
+    arrays["fc1.bias"] *= factors
+    arrays["fc2.weight"] /= factors
+    graph = replace(mlp(), initializers=arrays)
+    batches = [{"x": np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)}]
+    qconfig = get_preset("qnnpack" if mode is Mode.STATIC else "dynamic")
+    made = qtool.quantize(graph, {"": qconfig}, batches, PrepareOptions(mode, Backend.QNNPACK)).graph
+    found = compare(graph, made)
+    assert found.weights[0].layer == "fc1"
+    assert found.weights[0].channels_db < 10
+    assert [item.layers for item in found.advice if item.recipe] == advised
+    already = replace(made, meta={**made.meta, META: {}})
+    assert [item.layers for item in advise(made, found.weights, (), (), graph) if item.recipe] == advised
+    assert not any(item.recipe for item in advise(already, found.weights, (), (), graph))
 
 
 def test_compare_equalizes_the_float_model_too(folder, write) -> None:

@@ -9,13 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from observer_cases import BATCHES, CONFIGS, GOLDEN, wave
+from observer_cases import BATCHES, CONFIGS, GOLDEN, affine, numbers, observed, wave
 
 from qtool.errors import DataError, QuantizationError
 from qtool.ir import DType
-from qtool.quantize import float32, search
-from qtool.quantize.dyadic import DyadicHistogram
-from qtool.quantize.mse import squared_errors
 from qtool.quantize.observers import OBSERVERS, Flag, make_observer
 from qtool.quantize.qparams import choose_qparams, quant_limits
 from qtool.recipe import observers as known
@@ -25,19 +22,7 @@ FROM_DATA = ("min_max", "moving_average_min_max", "histogram", "percentile", "en
 ORDER_FREE = ("min_max", "percentile", "entropy", "mse")
 FIXED = {"scale": 0.5, "zero_point": 3}
 
-numbers = st.floats(-1e6, 1e6, width=32).map(lambda v: 0.0 if abs(v) < 1e-6 else v)
 arrays = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=12), elements=numbers)
-
-
-def affine(observer: str, **changes) -> ObserverConfig:
-    return ObserverConfig(observer, **changes)
-
-
-def observed(config: ObserverConfig, *batches, axis: int = 0):
-    observer = make_observer(config, axis)
-    for x in batches:
-        observer.observe(x)
-    return observer
 
 
 # Golden numbers
@@ -178,193 +163,6 @@ def test_channels_are_apart(name, axis) -> None:
         alone = observed(single, channel, channel * 2).qparams()
         assert found.scale[k] == alone.scale[0]
         assert found.zero_point[k] == 0
-
-
-# The histogram observer's parts, against slow and plain definitions
-
-
-def slow_narrow(histogram: np.ndarray, low: float, high: float) -> tuple[int, int]:
-    """PyTorch's loop, one step at a time."""
-    cumulative = np.cumsum(histogram, dtype=np.float64).astype(np.float32)
-    total = float(float32.total(histogram))
-    alpha, beta, start, end, least = 0.0, 1.0, 0, histogram.size - 1, np.inf
-    while alpha < beta:
-        next_alpha, next_beta = alpha + 1e-5, beta - 1e-5
-        left, right = start, end
-        while left < end and cumulative[left] < np.float32(next_alpha * total):
-            left += 1
-        while right > start and cumulative[right] > np.float32(next_beta * total):
-            right -= 1
-        next_start, next_end = start, end
-        if left - start > end - right:
-            next_start, alpha = left, next_alpha
-        else:
-            next_end, beta = right, next_beta
-        if (next_start, next_end) == (start, end):
-            continue
-        error = search.squared_errors(histogram, high - low, np.array([next_start]), np.array([next_end]))[0]
-        if error > least:
-            break
-        least, start, end = error, next_start, next_end
-    return start, end
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_search_takes_the_steps_of_the_plain_loop(seed) -> None:
-    rng = np.random.default_rng(seed)
-    bins = 256
-    shapes = [
-        rng.random(bins),
-        rng.random(bins) ** 8,
-        np.exp(-(np.linspace(-3, 5, bins) ** 2)),
-        rng.integers(0, 2, bins),
-    ]
-    histogram = (shapes[seed % 4] * 10 ** rng.uniform(1, 5)).astype(np.float32)
-    histogram[rng.integers(0, bins)] += np.float32(1e3)
-    low, high = np.float32(-1.5), np.float32(2.5)
-    start, end = slow_narrow(histogram, float(low), float(high))
-    width = (high - low) / np.float32(bins)
-    expected = low + width * np.float32(start), low + width * np.float32(end + 1)
-    assert search.narrow(histogram, low, high) == expected
-
-
-def test_search_minimizes_the_error_it_estimates() -> None:
-    """The estimated error is close to that of really quantizing numbers spread over the bins."""
-    histogram = np.exp(-(np.linspace(-4, 4, 512) ** 2)).astype(np.float32)
-    histogram /= histogram.sum()
-    starts, ends = np.array([0, 100, 200]), np.array([511, 411, 311])
-    estimated = search.squared_errors(histogram, 8.0, starts, ends)
-    points = (np.arange(512 * 64) + 0.5) / 64 * (8.0 / 512)
-    for k in range(3):
-        low, high = starts[k] * 8.0 / 512, (ends[k] + 1) * 8.0 / 512
-        step = (high - low) / 256
-        level = np.clip(np.floor((points - low) / step), 0, 255)
-        errors = ((level + 0.5) * step + low - points) ** 2
-        assert estimated[k] == pytest.approx(float(np.repeat(histogram, 64) @ errors / 64), rel=0.02)
-
-
-@given(x=hnp.arrays(np.float32, st.integers(2, 300), elements=numbers), bins=st.integers(2, 70))
-def test_bins_of_a_histogram(x, bins) -> None:
-    low, high = x.min(), x.max()
-    if low == high:
-        return
-    expected = [0] * bins
-    for value in x:
-        place = int((value - low) * np.float32(bins) / (high - low))
-        expected[min(place, bins - 1)] += 1
-    assert float32.histogram(x, bins, low, high).tolist() == expected
-
-
-def test_histogram_longer_than_a_chunk() -> None:
-    x = wave(3 * float32.CHUNK + 17, 1.0, 0.0)
-    parts = [float32.histogram(part, 99, x.min(), x.max()) for part in np.array_split(x, 7)]
-    assert float32.histogram(x, 99, x.min(), x.max()).tolist() == sum(parts).tolist()
-    assert sum(parts).sum() == x.size
-
-
-@given(start=st.floats(-1e3, 1e3, width=32), reach=st.floats(0.0009765625, 1e3, width=32), count=st.integers(2, 500))
-def test_linspace_is_even_and_ends_where_it_should(start, reach, count) -> None:
-    low, high = np.float32(start), np.float32(start) + np.float32(reach)
-    found = float32.linspace(low, high, count)
-    assert found[0] == low
-    assert found[-1] == high
-    np.testing.assert_allclose(found, np.linspace(float(low), float(high), count), atol=2e-4)
-
-
-@given(x=hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(8, 700)), elements=st.floats(0, 1, width=32)))
-def test_total_is_a_sum(x) -> None:
-    np.testing.assert_allclose(float32.total(x), x.sum(axis=1, dtype=np.float64), rtol=1e-5)
-
-
-# Observers that cut outliers off
-
-
-@given(st.lists(hnp.arrays(np.float32, st.integers(1, 60), elements=numbers), min_size=1, max_size=5))
-def test_dyadic_histogram_counts_each_value_once(batches) -> None:
-    histogram = DyadicHistogram()
-    for x in batches:
-        histogram.add(x, np.abs(x).max())
-    every = np.concatenate(batches)
-    half = histogram.counts.size // 2
-    expected = np.floor(every.astype(np.float64) / histogram.width).astype(int) + half
-    assert histogram.counts.tolist() == np.bincount(expected, minlength=2 * half).tolist()
-
-
-@pytest.mark.parametrize("scheme", [Scheme.PER_TENSOR_AFFINE, Scheme.PER_TENSOR_SYMMETRIC])
-@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9, 100.0])
-def test_percentile_leaves_out_its_share(scheme, percentile) -> None:
-    x = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
-    observer = observed(affine("percentile", scheme=scheme, options={"percentile": percentile}), x)
-    low, high = (float(v[0]) for v in observer.range())
-    outside, width = x.size * (1 - percentile / 100), 2.0 * 8 / 16384
-    if scheme.symmetric:
-        reach = max(-low, high)
-        assert (np.abs(x) > reach + width).sum() <= outside + 1e-6 <= (np.abs(x) > reach - width).sum() + 1
-    else:
-        assert (x < low - width).sum() <= outside / 2 + 1e-6 <= (x < low + width).sum() + 1
-        assert (x > high + width).sum() <= outside / 2 + 1e-6 <= (x > high - width).sum() + 1
-
-
-def real_error(observer, x: np.ndarray) -> float:
-    """Mean squared error, with values outside the limits clamped to them."""
-    found = observer.qparams()
-    low, high = quant_limits(observer.config)
-    steps = np.clip(np.rint(x / found.scale) + found.zero_point, low, high)
-    return float(np.mean(((steps - found.zero_point) * found.scale - x).astype(np.float64) ** 2))
-
-
-SHAPED = {
-    "normal": lambda rng: rng.standard_normal(40_000),
-    "relu": lambda rng: np.maximum(rng.standard_normal(40_000), 0),
-    "laplace": lambda rng: rng.laplace(size=40_000),
-    "uniform": lambda rng: rng.random(40_000),
-    "skewed": lambda rng: np.where(
-        rng.random(40_000) < 0.9, rng.normal(size=40_000) * 0.2, rng.exponential(size=40_000)
-    ),
-    "outlier": lambda rng: np.append(rng.standard_normal(40_000), 60.0),
-    "hard tails": lambda rng: np.maximum(rng.standard_t(3, 40_000), 0),
-}
-
-
-@pytest.mark.parametrize("shape", SHAPED)
-@pytest.mark.parametrize("scheme", [Scheme.PER_TENSOR_AFFINE, Scheme.PER_TENSOR_SYMMETRIC])
-@pytest.mark.parametrize("reduce_range", [False, True])
-def test_mse_is_the_best_of_all(shape, scheme, reduce_range) -> None:
-    dtype = QDType.QINT8 if scheme.symmetric else QDType.QUINT8
-    x = SHAPED[shape](np.random.default_rng(3)).astype(np.float32)
-    errors = {
-        name: real_error(observed(ObserverConfig(name, dtype, scheme, reduce_range), x), x)
-        for name in ("mse", "min_max", "histogram", "percentile", "entropy")
-    }
-    assert errors["mse"] <= min(errors.values()) * 1.005
-
-
-def test_mse_estimates_the_real_error() -> None:
-    x = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
-    config = affine("mse")
-    observer = observed(config, x)
-    weights = np.full(x.size, 1 / x.size, np.float32)
-    ends = np.array([[v[0] for v in observer.range()]], np.float64)
-    assert squared_errors(x, weights, ends, config)[0] == pytest.approx(real_error(observer, x), rel=1e-4)
-
-
-@pytest.mark.parametrize("scheme", [Scheme.PER_TENSOR_AFFINE, Scheme.PER_TENSOR_SYMMETRIC])
-def test_entropy_keeps_the_bulk_and_cuts_the_tail(scheme) -> None:
-    rng = np.random.default_rng(2)
-    uniform = rng.random(50_000).astype(np.float32) * 2 - 1
-    low, high = observed(affine("entropy", scheme=scheme), uniform).range()
-    assert max(-low[0], high[0]) > 0.97
-    tailed = np.append(rng.standard_normal(50_000), [80.0, -90.0]).astype(np.float32)
-    low, high = observed(affine("entropy", scheme=scheme), tailed).range()
-    assert 2.5 < max(-low[0], high[0]) < 40
-
-
-@pytest.mark.parametrize("name", ["percentile", "entropy", "mse"])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_one_sided_data_keeps_one_side(name, sign) -> None:
-    x = sign * np.maximum(wave(5000, 3.0, 0.0, 3), 0)
-    found = observed(affine(name), x).qparams()
-    assert found.zero_point[0] == (0 if sign > 0 else 255)
 
 
 # Fixed and placeholder

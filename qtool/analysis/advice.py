@@ -11,6 +11,7 @@ from typing import Any
 from qtool.ir import Graph, bodies_by_path
 from qtool.ops import QuantRule, get
 from qtool.passes import quantized_name
+from qtool.passes.equalize import META, rescaled_layers
 from qtool.recipe.presets import get_preset
 from qtool.recipe.qconfigs import plain_qconfig
 
@@ -48,17 +49,24 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Advice:
-    """What is wrong with some layers, and rules for ``qconfig_dict`` (or another backend's preset) that mend it."""
+    """What is wrong with some layers, and rules for ``qconfig_dict`` (or another backend's preset) that mend it, or
+    other keys of the recipe (``recipe``) that do."""
 
     layers: tuple[str, ...]
     text: str
     qconfig_dict: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def advise(
-    quantized: Graph, weights: Sequence[LayerError], outputs: Sequence[LayerError], shadow: Sequence[LayerError]
+    quantized: Graph,
+    weights: Sequence[LayerError],
+    outputs: Sequence[LayerError],
+    shadow: Sequence[LayerError],
+    source: Graph | None = None,
 ) -> tuple[Advice, ...]:
-    """What to change, most important first; empty where nothing is bad."""
+    """What to change, most important first; empty where nothing is bad. ``source`` is the float graph before anything
+    was done to it, without which there is no advice to equalize it."""
     if weights and median(row.sqnr_db for row in weights) < FOREIGN_DB:
         text = "the weights have next to nothing in common: the quantized model was made from another checkpoint"
         return (Advice((), text),)
@@ -76,9 +84,25 @@ def advise(
         (_wide_clamps(quantized, outputs), "the range is that of before the clamp behind it, much too wide", CLAMPED),
     )
     advice = [_advice(quantized, rows, text, change) for rows, text, change in causes if rows]
+    advice[1:1] = _equalizing(quantized, coarse, source)  # beside what else mends coarse weights, which is first
     if outputs and outputs[0].sqnr_db < POOR_DB:
         advice.append(_in_the_end(quantized, outputs[0], alone=not advice))
     return tuple(advice)
+
+
+def _equalizing(quantized: Graph, coarse: Sequence[LayerError], source: Graph | None) -> list[Advice]:
+    """The other way for weights with one scale: of the layers for which it is too coarse, those whose channels
+    ``equalize`` evens out. Layers quantized at run time are left out, since it is not for recipes of mode dynamic."""
+    static = [row.layer for row in coarse if not get(row.op).dynamic_of]
+    if not static or source is None or META in quantized.meta:
+        return []
+    rescaled = rescaled_layers(source)
+    layers = tuple(layer for layer in static if layer in rescaled)
+    text = (
+        "or keep the one scale and rescale channels between layers, so that none has weights much larger than the"
+        " others; goes best with single_rounding and bias_correction"
+    )
+    return [Advice(layers, text, recipe={"equalize": True})] if layers else []
 
 
 def _in_the_end(quantized: Graph, worst: LayerError, *, alone: bool) -> Advice:

@@ -197,7 +197,7 @@ def compare(
             progress(suite.samples)
     weights = compare_weights(pair)
     outputs, shadow, model = suite.rows() if suite.samples else ((), (), ())
-    advice = advise(pair.quantized, weights, outputs, shadow)
+    advice = advise(pair.quantized, weights, outputs, shadow, float_graph)
     bodies = tuple(all_bodies(pair.quantized))
     return Comparison(weights, outputs, shadow, model, advice, suite.samples, suite.agreement, bodies)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.common import BACKENDS, Shared, shared_options
+from qtool.cli.common import BACKENDS, Shared, overrides_option, shared_options
 
 if TYPE_CHECKING:
     from qtool.pipeline import Checked
@@ -29,7 +29,7 @@ def command() -> None:
 
 @command.command("check", short_help="Check a recipe against its model and data.")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in qtool quantize.")
+@overrides_option("backend=qnnpack")
 @shared_options
 def check(shared: Shared, recipe: Path, overrides: tuple[str, ...]) -> None:
     """Check a recipe against its model and data, and show which rule is for which layer. Nothing is quantized.

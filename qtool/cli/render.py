@@ -104,6 +104,7 @@ def advice_lines(advice: Sequence[Advice]) -> list[RenderableType]:
         if item.qconfig_dict:
             lines.append(line("  qconfig_dict:"))
             lines += [line(f"    {_key(key)}: {_yaml(value)}") for key, value in item.qconfig_dict.items()]
+        lines += [line(f"  {key}: {_yaml(value)}") for key, value in item.recipe.items()]
     return list(lines)
 
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from qtool.errors import ModelError
-from qtool.ir import Array, Graph, Json, Node, with_bodies
+from qtool.ir import Array, Graph, Json, Node, bodies_by_path, body_path, with_bodies
 from qtool.passes.equalize_chains import Chain, find_chains, layer_table, reach_of
 
 META = "equalize"
@@ -59,6 +59,17 @@ def counts_of(graph: Graph) -> tuple[int, int]:
     return layers, channels
 
 
+def rescaled_layers(graph: Graph) -> frozenset[str]:
+    """Names of the layers whose channels ``equalize`` would rescale on either side, in bodies with their path."""
+    chains = find_chains(graph)
+    scaled = _Scaled(graph, chains)
+    scaled.settle()
+    changed = (chain for chain, factors in zip(chains, scaled.factors, strict=True) if np.any(factors != 1))
+    names = {layer.name for chain in changed for layer in (chain.producer, chain.consumer)}
+    inner = ((path, rescaled_layers(body)) for path, body in bodies_by_path(graph).items())
+    return frozenset(names.union(body_path(path, name) for path, found in inner for name in found))
+
+
 @dataclass
 class _Counts:
     layers: int = 0
@@ -95,7 +106,7 @@ class _Scaled:
             for index in range(len(self._chains)):
                 self._adjust(index)
             moved = (np.abs(np.log(a / b)).max(initial=0.0) for a, b in zip(self.factors, before, strict=True))
-            if max(moved) < SMALL:
+            if max(moved, default=0.0) < SMALL:
                 break
 
     def _adjust(self, index: int) -> None:

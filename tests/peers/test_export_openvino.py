@@ -3,7 +3,7 @@
 OpenVINO fuses a layer with what stands behind it and rounds once, where PyTorch's arithmetic (fbgemm, qnnpack) rounds
 the convolution and then the residual sum; and it rounds biases and clamps by ways of its own. Measured with 2026.4 on
 AVX512-VNNI, in steps of the output's scale: where qtool rounds once too (``accurate``) no output is off by more than
-one step, the others by up to two (ResNet) or six (MobileNetV2, 10 % by more than one). The class is the same.
+one step, the others by up to two (ResNet) or four (MobileNetV2, 8 % by more than one). The class is the same.
 """
 
 from __future__ import annotations
