@@ -48,7 +48,8 @@ def compile_flags(isa: str = "") -> list[str]:
     flags = {"": ""}
     for name, text in re.findall(r"set\(QT_FLAGS_(\w+) (.*)\)", (SOURCE / "CMakeLists.txt").read_text()):
         flags[name] = re.sub(r"\$\{QT_FLAGS_(\w+)\}", lambda match: flags[match[1]], text)
-    return ["-std=c++17", "-ffp-contract=off", "-DQT_X86=1", "-DQT_AMX=1", f"-I{SOURCE}", *flags[isa].split()]
+    defined = [f"-D{name}=1" for name in ("QT_X86", "QT_AVXVNNI", "QT_AMX")]
+    return ["-std=c++17", "-ffp-contract=off", *defined, f"-I{SOURCE}", *flags[isa].split()]
 
 
 def isas() -> list[Any]:

@@ -124,7 +124,7 @@ def test_a_named_library_that_cannot_be_loaded_is_said(tmp_path):
 # ---- symbols ----------------------------------------------------------------------------------------------------
 
 
-ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|avx512vnni|amx)\.cc$", p.name))
+ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|avxvnni|avx512vnni|amx)\.cc$", p.name))
 
 
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
@@ -133,13 +133,28 @@ ISA_FILES = sorted(p for p in SOURCE.glob("*/*.cc") if re.search(r"(^|_)(avx2|av
 def test_instruction_set_files_export_no_weak_symbol(path, tmp_path):
     """The linker keeps one copy of a weak symbol, and it could be this one, for code that runs on every CPU. Without
     optimization, because inlining hides them."""
-    isa = re.search(r"(avx2|avx512vnni|amx)\.cc$", path.name)[1]
+    isa = re.search(r"(avx2|avxvnni|avx512vnni|amx)\.cc$", path.name)[1]
     target = tmp_path / "kernel.o"
     command = ["g++", *compile_flags(isa), "-O0", "-c", "-w", "-fno-exceptions", str(path), "-o", str(target)]
     subprocess.run(command, check=True)
     listing = subprocess.run(["nm", "-C", "--defined-only", str(target)], check=True, capture_output=True, text=True)
     weak = [line for line in listing.stdout.splitlines() if re.search(r" [WwVvu] ", line)]
     assert weak == []
+
+
+VEX_FILES = [path for path in ISA_FILES if path.name == "avxvnni.cc"]
+
+
+@pytest.mark.skipif(not (shutil.which("g++") and shutil.which("objdump")), reason="needs g++ and objdump")
+@pytest.mark.skipif(not VEX_FILES, reason="needs the sources")
+@pytest.mark.parametrize("path", VEX_FILES, ids=lambda p: p.parent.name)
+def test_products_of_avxvnni_have_the_encoding_of_cpus_without_avx512(path, tmp_path):
+    target = tmp_path / "kernel.o"
+    subprocess.run(["g++", *compile_flags("avxvnni"), "-O2", "-c", "-w", str(path), "-o", str(target)], check=True)
+    listing = subprocess.run(["objdump", "-d", str(target)], check=True, capture_output=True, text=True).stdout
+    products = [line for line in listing.splitlines() if "vpdp" in line]
+    assert products
+    assert [line for line in products if "{vex}" not in line] == []
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")

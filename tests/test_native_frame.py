@@ -132,7 +132,7 @@ def _desc(ops: list[abi.COp], buffers: list[abi.CBuffer], /, **changes: object) 
 RAW = [
     ({"abi": abi.ABI + 1}, "another version"),
     ({"isa": -1}, "no such instruction set"),
-    ({"isa": 4}, "no such instruction set"),
+    ({"isa": len(abi.ISAS)}, "no such instruction set"),
     ({"buffer_count": -1}, "number of buffers"),
     ({"buffer_count": 2**31 - 1}, "number of buffers"),
     ({"op_count": -5}, "number of operators"),

@@ -166,7 +166,7 @@ def test_sums_up_to_the_bound_are_exact_and_beyond_it_refused(row, x_zero):
     np.testing.assert_array_equal(_run(row, case, n), expected(case, n))
     case, n = _at_the_bound(size, x_zero, 255)
     with pytest.raises(EngineError, match="cannot do this operator"):
-        _plan(n, row.name)
+        _plan(n, row.name, row.isa)
     n.args.x_zero = 128  # half of the largest sum
     np.testing.assert_array_equal(_run(row, case, n), expected(case, n))
 
@@ -207,6 +207,21 @@ def test_convolutions_go_to_winograd_where_products_of_bytes_are_no_faster(case,
     _check_choice(case, "avx512vnni", kernel)
 
 
+@pytest.mark.usefixtures("need_native")
+@pytest.mark.parametrize(
+    ("case", "kernel"),
+    [
+        (filtered(64, 64, size=(56, 56)), "qwinograd_avxvnni_4x4"),
+        (filtered(512, 512, size=(7, 7)), "qconv_avxvnni"),
+        (filtered(64, 64, size=(28, 28), stride=(2, 2)), "qconv_avxvnni"),
+        (filtered(64, 64, size=(28, 28), groups=64), "qdwconv_avx2"),
+    ],
+    ids=range(4),
+)
+def test_convolutions_of_avxvnni_go_to_its_kernels_and_to_those_of_avx2(case, kernel):
+    _check_choice(case, "avxvnni", kernel)
+
+
 def _check_choice(case: Case, isa: str, kernel: str) -> None:
     if isa not in native.supported_isas():
         pytest.skip(f"this CPU does not have {isa}")
@@ -223,4 +238,4 @@ def _check_choice(case: Case, isa: str, kernel: str) -> None:
 def test_other_convolutions_are_refused(row, change):
     case = replace(filtered(8, 8, size=(9, 9)), **change)
     with pytest.raises(EngineError, match="cannot do this operator"):
-        _plan(numbers(case, 0), row.name)
+        _plan(numbers(case, 0), row.name, row.isa)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qtool.pipeline.stages import Update
 
 EXIT_ERROR, EXIT_GATE, EXIT_INTERRUPTED = 1, 3, 130
-ISAS = ("scalar", "avx2", "avx512vnni", "amx")
+ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx")
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
 """The library's names, said again: options must be known without importing what they are about."""
 

@@ -12,12 +12,12 @@ from qtool.native.structures import Args as Args
 from qtool.native.structures import floats, ints, longs, pointers
 from qtool.native.structures import make as make
 
-ABI = 4
+ABI = 5
 MAX_INPUTS = 4
 SLACK = 4096
 """Bytes after the end of anything in the arena that kernels may read."""
 
-ISAS = ("scalar", "avx2", "avx512vnni", "amx")
+ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx")
 """Names of ``qt_isa`` by value."""
 
 

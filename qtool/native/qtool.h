@@ -20,14 +20,21 @@
 extern "C" {
 #endif
 
-#define QT_ABI 4
+#define QT_ABI 5
 #define QT_API __attribute__((visibility("default")))
 #define QT_MAX_INPUTS 4
 
 enum qt_status { QT_OK = 0, QT_INVALID = 1, QT_NO_MEMORY = 2, QT_UNSUPPORTED = 3 };
 
 // In order of preference, least first. A plan made for one ISA uses rows of that one and of all below it.
-enum qt_isa { QT_ISA_SCALAR = 0, QT_ISA_AVX2 = 1, QT_ISA_AVX512VNNI = 2, QT_ISA_AMX = 3, QT_ISA_COUNT = 4 };
+enum qt_isa {
+  QT_ISA_SCALAR = 0,
+  QT_ISA_AVX2 = 1,
+  QT_ISA_AVXVNNI = 2,  // beside AVX2; the ones below have AVX2 and not this
+  QT_ISA_AVX512VNNI = 3,
+  QT_ISA_AMX = 4,
+  QT_ISA_COUNT = 5
+};
 
 enum qt_buffer_kind {
   QT_BUFFER_ARENA = 0,     // inside the plan's arena, at `offset`

@@ -31,7 +31,9 @@ int64_t int8(const uint8_t* x, int64_t, int64_t rounds) {
   return sum_of(s0) + sum_of(s1) + sum_of(s2) + sum_of(s3);
 }
 
-int64_t float32(const uint8_t* x, int64_t, int64_t rounds) {
+}  // namespace
+
+int64_t ceiling_float_avx2(const uint8_t* x, int64_t, int64_t rounds) {
   const float* f = reinterpret_cast<const float*>(x);
   const __m256 a0 = _mm256_loadu_ps(f), a1 = _mm256_loadu_ps(f + 8), b0 = _mm256_loadu_ps(f + 16), b1 = _mm256_loadu_ps(f + 24);
   __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
@@ -48,7 +50,7 @@ int64_t float32(const uint8_t* x, int64_t, int64_t rounds) {
   return sum_of(_mm256_cvtps_epi32(sums));
 }
 
-int64_t read(const uint8_t* x, int64_t bytes, int64_t rounds) {
+int64_t ceiling_read_avx2(const uint8_t* x, int64_t bytes, int64_t rounds) {
   __m256i s0 = _mm256_setzero_si256(), s1 = s0, s2 = s0, s3 = s0;
   for (int64_t round = 0; round < rounds; round++) {
     const __m256i* v = reinterpret_cast<const __m256i*>(x);
@@ -63,8 +65,6 @@ int64_t read(const uint8_t* x, int64_t bytes, int64_t rounds) {
   return sum_of(s0) + sum_of(s1) + sum_of(s2) + sum_of(s3);
 }
 
-}  // namespace
-
-const CeilingKernels ceilings_avx2 = {int8, float32, read};
+const CeilingKernels ceilings_avx2 = {int8, ceiling_float_avx2, ceiling_read_avx2};
 
 }  // namespace qtool

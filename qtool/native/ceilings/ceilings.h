@@ -29,7 +29,9 @@ constexpr int64_t kCeilingRounds = 1024, kCeilingBytes = 1024;
 #include "ceilings/kernels.inc"
 #undef QT_KERNEL
 
-// Of AVX512-VNNI, for the rows above it.
+// Of AVX2 and of AVX512-VNNI, for the rows above them.
+int64_t ceiling_float_avx2(const uint8_t* x, int64_t bytes, int64_t rounds);
+int64_t ceiling_read_avx2(const uint8_t* x, int64_t bytes, int64_t rounds);
 int64_t ceiling_float_avx512(const uint8_t* x, int64_t bytes, int64_t rounds);
 int64_t ceiling_read_avx512(const uint8_t* x, int64_t bytes, int64_t rounds);
 

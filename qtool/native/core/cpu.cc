@@ -13,9 +13,10 @@
 namespace qtool {
 namespace {
 
-// The best instruction set, and what is to be said of AMX.
+// The best instruction set, whether there is AVX-VNNI, too, and what is to be said of AMX.
 struct Found {
   int best;
+  bool avxvnni;
   const char* amx;
 };
 
@@ -74,17 +75,26 @@ const char* missing_for_amx() {
 #endif
 }
 
+// On a CPU with AVX2.
+bool has_avxvnni(int best) {
+  constexpr uint32_t kAvxVnni = 1u << 4;  // leaf 7.1, eax
+  if (!QT_AVXVNNI) return false;
+  return QT_EMULATE_AVXVNNI ? best >= QT_ISA_AVX512VNNI : all(cpuid(7, 1).eax, kAvxVnni);
+}
+
 Found detect() {
-  const int best = detect_vectors();
-  if (best < QT_ISA_AVX512VNNI) return {best, "this CPU does not have it"};
+  const int vectors = detect_vectors();
+  const bool avxvnni = vectors >= QT_ISA_AVX2 && has_avxvnni(vectors);
+  const int best = vectors == QT_ISA_AVX2 && avxvnni ? QT_ISA_AVXVNNI : vectors;
+  if (best < QT_ISA_AVX512VNNI) return {best, avxvnni, "this CPU does not have it"};
   const char* missing = missing_for_amx();
-  if (missing != nullptr) return {best, missing};
-  return {QT_ISA_AMX, QT_EMULATE_AMX ? "emulated, for tests" : ""};
+  if (missing != nullptr) return {best, avxvnni, missing};
+  return {QT_ISA_AMX, avxvnni, QT_EMULATE_AMX ? "emulated, for tests" : ""};
 }
 
 #else
 
-Found detect() { return {QT_ISA_SCALAR, "this CPU does not have it"}; }
+Found detect() { return {QT_ISA_SCALAR, false, "this CPU does not have it"}; }
 
 #endif
 
@@ -95,17 +105,26 @@ const Found& found() {
 
 }  // namespace
 
-bool cpu_supports(int isa) { return isa >= QT_ISA_SCALAR && isa <= found().best; }
+bool isa_includes(int isa, int other) {
+  return other == QT_ISA_AVXVNNI ? isa == QT_ISA_AVXVNNI : isa >= other;
+}
+
+bool cpu_supports(int isa) {
+  return isa == QT_ISA_AVXVNNI ? found().avxvnni : isa >= QT_ISA_SCALAR && isa <= found().best;
+}
 
 const char* isa_note(int isa) {
   if (isa == QT_ISA_AMX) return found().amx;
-  return cpu_supports(isa) ? "" : "this CPU does not have it";
+  if (isa == QT_ISA_AVXVNNI && !QT_AVXVNNI) return "the compiler that built this library does not know it";
+  if (!cpu_supports(isa)) return "this CPU does not have it";
+  return isa == QT_ISA_AVXVNNI && QT_EMULATE_AVXVNNI ? "emulated, for tests" : "";
 }
 
 const char* isa_name(int isa) {
   switch (isa) {
     case QT_ISA_SCALAR: return "scalar";
     case QT_ISA_AVX2: return "avx2";
+    case QT_ISA_AVXVNNI: return "avxvnni";
     case QT_ISA_AVX512VNNI: return "avx512vnni";
     case QT_ISA_AMX: return "amx";
     default: return "?";

@@ -50,9 +50,9 @@ const Row<Kernel>& select_row(const Row<Kernel> (&rows)[N], int isa, const char*
   const Row<Kernel>* found = nullptr;
   for (const Row<Kernel>& row : rows) {
     const bool named = name != nullptr && std::strcmp(name, row.name) == 0;
-    if (named && row.isa > isa) throw InvalidPlan(std::string("kernel ") + name + " needs " + isa_name(row.isa));
+    if (named && !isa_includes(isa, row.isa)) throw InvalidPlan(std::string("kernel ") + name + " needs " + isa_name(row.isa));
     if (named && !usable(row)) throw InvalidPlan(std::string("kernel ") + name + " cannot do this operator");
-    if (name == nullptr ? row.isa <= isa && usable(row) : named) found = &row;
+    if (name == nullptr ? isa_includes(isa, row.isa) && usable(row) : named) found = &row;
   }
   if (found == nullptr) throw InvalidPlan(std::string("no kernel ") + (name != nullptr ? name : "for this operator"));
   return *found;

@@ -46,8 +46,9 @@ double qconv_cycles(const qt_conv_args& a, int isa) {
   const double rows = rows_seen(a.in_height, a.out_height, a.pad_top);
   const double columns = rows_seen(a.in_width, a.out_width, a.pad_left);
   const double pixels = double(a.batch) * rows * columns;
-  // VPDPBUSD of 4 x 16 bytes a cycle, or two VPMADDWD of 2 x 8
+  // A cycle has a VPDPBUSD of 4 x 16 bytes, two of 4 x 8, or two VPMADDWD of 2 x 8.
   if (isa == QT_ISA_AVX512VNNI) return pixels * ceil_div(a.in_channels, 4) * ceil_div(a.out_channels, 16);
+  if (isa == QT_ISA_AVXVNNI) return pixels * ceil_div(a.in_channels, 4) * ceil_div(a.out_channels, 8) / 2;
   return pixels * ceil_div(a.in_channels, 2) * ceil_div(a.out_channels, 8) / 2;
 }
 

@@ -70,7 +70,8 @@ Recurrent::Recurrent(const qt_recurrent_args& args, const Row<const RecurrentKer
                      const MakeContext& context)
     : a_(args), row_(row), units_(int64_t{recurrent_gates(args.kind)} * args.hidden),
       rows_(int64_t{args.time} * args.batch) {
-  const MakeContext own = {std::min(context.isa, row.isa), context.threads, nullptr, context.memory};
+  // What is named is run with products of its own instruction set.
+  const MakeContext own = {context.kernel != nullptr ? row.isa : context.isa, context.threads, nullptr, context.memory};
   for (int d = 0; d < args.directions; d++) directions_.push_back(make_direction(args, d, own));
   a_.w = a_.r = nullptr;
   a_.w_scale = a_.r_scale = a_.bias = a_.peephole = nullptr;
