@@ -13,6 +13,7 @@ import numpy as np
 
 from qtool.engine import reference
 from qtool.engine.control import RunBody
+from qtool.engine.in_place import write_in_place
 from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
 from qtool.engine.shapes import Sizes
@@ -160,6 +161,8 @@ class NativePart:
         for name in outputs:
             segment.node = name
             segment.leave(name)
+        if not self._sights:  # which count the steps
+            write_in_place(segment)
         self._nodes = [step.node for step in segment.steps]
         self._external = sorted(segment.bindings)
         self._bindings = [segment.bindings[buffer] for buffer in self._external]

@@ -9,6 +9,7 @@ from ctypes import c_char_p, c_double, c_int32, c_int64, c_uint8, c_void_p
 from typing import ClassVar
 
 from qtool.native.structures import Args as Args
+from qtool.native.structures import copied as copied
 from qtool.native.structures import floats, ints, longs, pointers
 from qtool.native.structures import make as make
 
@@ -120,6 +121,7 @@ class ConvArgs(Args):
         *ints("x_zero out_zero out_min out_max residual res_zero"),
         *floats("res_multiplier out_min_f out_max_f"),
         *pointers("weight bias_i32 bias_f32 multiplier add lut"),
+        *longs("out_pitch out_offset"),
     ]
 
 

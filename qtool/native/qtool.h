@@ -121,6 +121,9 @@ typedef struct qt_conv_args {
   const float* multiplier;  // [O], QCONV
   const struct qt_binary_args* add;  // residual 2: a is the convolution's own result, b the residual
   const uint8_t* lut;
+  // QCONV without residual and not depthwise: bytes from an output pixel to the next, 0 for out_channels, and before the
+  // first. What lies between pixels is left as it is.
+  int64_t out_pitch, out_offset;
 } qt_conv_args;
 
 // y = x . w' + bias with x quantized on the fly, per tensor (row_wise 0) or per row (1):

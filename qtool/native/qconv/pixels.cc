@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "qconv/shape.h"
+
 namespace qtool {
 namespace {
 
@@ -22,7 +24,7 @@ bool has_joined_taps(const qt_conv_args& a) {
 
 QconvPixels::QconvPixels(const qt_conv_args& a, const QconvRegion& region, const uint8_t* outside)
     : region_(region), batch_(a.batch), height_(a.in_height), width_(a.in_width), channels_(a.in_channels),
-      out_height_(a.out_height), out_width_(a.out_width), pitch_(a.out_channels),
+      out_height_(a.out_height), out_width_(a.out_width), pitch_(qconv_pitch(a)),
       stride_height_(a.stride_height), stride_width_(a.stride_width),
       dilation_height_(a.dilation_height), dilation_width_(a.dilation_width),
       top_(region.top * stride_height_ - a.pad_top + region.ky * dilation_height_),

@@ -75,7 +75,7 @@ class Qconv final : public Op {
   QconvFinish finish_;
   QconvAfter after_;
   QconvDepth depth_;
-  int64_t pitch_;  // channels of the output
+  int64_t pitch_, offset_;  // of the output's pixels
   int64_t chunk_pixels_;
   int residual_;
   std::vector<QconvPixels> regions_;
@@ -120,7 +120,8 @@ const uint8_t* outside_bytes(const qt_conv_args& a, Memory* memory) {
 
 Qconv::Qconv(const qt_conv_args& args, const Row<const QconvKernel*>& row, const MakeContext& context)
     : row_(row), kernel_(*row.kernel), extents_(qconv_extents(args)), finish_(qconv_finish(args)),
-      after_(args, row.isa), depth_(depth_of(args)), pitch_(args.out_channels), residual_(args.residual) {
+      after_(args, row.isa), depth_(depth_of(args)), pitch_(qconv_pitch(args)), offset_(args.out_offset),
+      residual_(args.residual) {
   const uint8_t* outside = outside_bytes(args, context.memory);
   for (const QconvRegion& region : cut_regions(args, has_joined_taps(args), kernel_.rows / 2)) {
     regions_.emplace_back(args, region, outside);
@@ -220,7 +221,7 @@ void Qconv::run_chunk(const RunContext& context, int64_t chunk, int thread) cons
   job.length = depth_.padded;
   job.words_pitch = words_pitch_;
   job.finish = &finish_;
-  job.out = static_cast<uint8_t*>(context.output);
+  job.out = static_cast<uint8_t*>(context.output) + offset_;
   job.residual = residual_ == 1 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   const int64_t panels = panels_.size();
   const int64_t first = part_begin(panels, panel_parts_, panel_part);
@@ -289,7 +290,7 @@ void Qconv::run_after(const RunContext& context, const int64_t* outputs, int64_t
                       int64_t end) const {
   const QconvPanel& last = panels_[end - 1];
   const int64_t channel = panels_[first].output, columns = last.output + last.columns - channel;
-  uint8_t* out = static_cast<uint8_t*>(context.output) + channel;
+  uint8_t* out = static_cast<uint8_t*>(context.output) + offset_ + channel;
   const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) + channel : nullptr;
   for (int64_t i = 0, next; i < count; i = next) {
     for (next = i + 1; next < count && outputs[next] == outputs[next - 1] + pitch_;) next++;

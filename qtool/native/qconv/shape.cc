@@ -1,6 +1,7 @@
 #include "qconv/shape.h"
 
 #include <cmath>
+#include <cstdint>
 
 #include "qbinary/rows.h"
 
@@ -24,6 +25,12 @@ void check_sizes(const qt_conv_args& a) {
   require(in_range(a.pad_top, -kMost) && in_range(a.pad_left, -kMost), "a padding is out of range");
   require(a.in_channels % a.groups == 0 && a.out_channels % a.groups == 0, "groups must divide the channels");
   checked_product({a.out_channels, a.kernel_height, a.kernel_width, a.in_channels / a.groups});
+}
+
+void check_place(const qt_conv_args& a) {
+  if (a.out_pitch == 0 && a.out_offset == 0) return;
+  require(a.out_pitch >= a.out_channels && a.out_offset >= 0, "pixels of the output overlap, or begin before it");
+  require(a.residual == 0, "a residual lies as the output does, which then must be dense");
 }
 
 // The largest magnitude that r can have, whatever the sums are; NaN or infinite where a number is.
@@ -50,15 +57,23 @@ void check_qconv(const qt_conv_args& a) {
   if (a.residual == 2) {
     require(a.add != nullptr && qbinary_arithmetic_is_sound(*a.add), "the arithmetic of the residual is not sound");
   }
+  check_place(a);
   require(most_result(a) < 1e38, "a multiplier or a bias is not finite, or too large");  // no r is infinite or NaN
   qconv_extents(a);
 }
 
 Extents qconv_extents(const qt_conv_args& a) {
   const int64_t in = checked_product({a.batch, a.in_height, a.in_width, a.in_channels});
-  const int64_t out = checked_product({a.batch, a.out_height, a.out_width, a.out_channels});
-  return {a.residual != 0 ? 2 : 1, {in, out}, out};
+  const int64_t pixels = checked_product({a.batch, a.out_height, a.out_width});
+  const int64_t out = checked_product({pixels, a.out_channels});
+  if (a.residual != 0 || pixels == 0) return {a.residual != 0 ? 2 : 1, {in, out}, out};
+  // The last pixel ends before the next one would begin.
+  const int64_t all = checked_product({pixels, qconv_pitch(a)}) - (qconv_pitch(a) - a.out_channels);
+  require(a.out_offset <= INT64_MAX - all, "sizes are too large");
+  return {1, {in, 0}, a.out_offset + all};
 }
+
+int64_t qconv_pitch(const qt_conv_args& a) { return a.out_pitch != 0 ? a.out_pitch : a.out_channels; }
 
 QconvFinish qconv_finish(const qt_conv_args& a) {
   const float low = static_cast<float>(a.out_min - a.out_zero), high = static_cast<float>(a.out_max - a.out_zero);

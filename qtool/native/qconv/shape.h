@@ -12,6 +12,9 @@ void check_qconv(const qt_conv_args& args);
 // Bytes of the input, of the residual where there is one, and of the output.
 Extents qconv_extents(const qt_conv_args& args);
 
+// Bytes from an output pixel to the next.
+int64_t qconv_pitch(const qt_conv_args& args);
+
 QconvFinish qconv_finish(const qt_conv_args& args);
 
 // Whether tiles of 16 pixels x 64 bytes of k x 16 channels have enough in them to be faster than vectors: the family

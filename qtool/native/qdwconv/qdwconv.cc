@@ -89,6 +89,7 @@ std::unique_ptr<Op> make_qdwconv(const qt_op& op, const MakeContext& context) {
   const qt_conv_args& args = *static_cast<const qt_conv_args*>(op.args);
   check_qconv(args);
   require(args.groups == args.in_channels && args.groups == args.out_channels, "the convolution is not depthwise");
+  require(args.out_pitch == 0 && args.out_offset == 0, "the output of a depthwise convolution must be dense");
   return std::make_unique<Qdwconv>(args, select_row(kRows, context), context.memory);
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "qconv/shape.h"
+
 namespace qtool {
 namespace {
 
@@ -37,7 +39,7 @@ TileSource::Kind choose_kind(const qt_conv_args& a) {
 TileSource::TileSource(const qt_conv_args& a, void (*gather)(const QtileconvGather& gather))
     : kind_(choose_kind(a)), gather_(gather), batch_(a.batch), height_(a.in_height), width_(a.in_width),
       channels_(a.in_channels), group_channels_(a.in_channels / a.groups), out_height_(a.out_height),
-      out_width_(a.out_width), out_channels_(a.out_channels), kernel_height_(a.kernel_height),
+      out_width_(a.out_width), out_pitch_(qconv_pitch(a)), kernel_height_(a.kernel_height),
       kernel_width_(a.kernel_width), stride_height_(a.stride_height), stride_width_(a.stride_width),
       dilation_height_(a.dilation_height), dilation_width_(a.dilation_width), pad_top_(a.pad_top),
       pad_left_(a.pad_left), outside_(static_cast<uint8_t>(a.x_zero)),
@@ -110,7 +112,7 @@ int64_t TileSource::place_direct(const uint8_t* x, int64_t begin, int64_t end, c
   for (int64_t at = begin; at < end; at += kRows) {
     const int64_t first = std::min(at, end - kRows);
     place.tiles[count++] = x + first * channels_;
-    for (int64_t pixel = first; pixel < first + kRows; pixel++) *output++ = pixel < at ? -1 : pixel * out_channels_;
+    for (int64_t pixel = first; pixel < first + kRows; pixel++) *output++ = pixel < at ? -1 : pixel * out_pitch_;
   }
   return count;
 }
@@ -158,7 +160,7 @@ int64_t TileSource::place_lines(int64_t first, int64_t lines, const uint8_t* cop
         x -= padded_width_;
         y++;
       }
-      *output++ = x < out_width_ && y < lines ? ((first + y) * out_width_ + x) * out_channels_ : -1;
+      *output++ = x < out_width_ && y < lines ? ((first + y) * out_width_ + x) * out_pitch_ : -1;
     }
     if (x >= out_width_) {
       x = 0;
@@ -172,7 +174,7 @@ int64_t TileSource::place_gathered(const uint8_t* x, int64_t begin, int64_t end,
   const int64_t count = ceil_div(end - begin, kRows);
   for (int64_t t = 0; t < count; t++) place.tiles[t] = place.copy + t * kRows * pitch_;
   for (int64_t i = 0; i < count * kRows; i++) {
-    place.outputs[i] = begin + i < end ? (begin + i) * out_channels_ : -1;
+    place.outputs[i] = begin + i < end ? (begin + i) * out_pitch_ : -1;
   }
   uint8_t* rows = place.copy;
   for (int64_t pixel = begin, pixels; pixel < end; pixel += pixels, rows += pixels * pitch_) {

@@ -44,7 +44,7 @@ class TileSource {
 
   Kind kind_;
   void (*gather_)(const QtileconvGather& gather);
-  int64_t batch_, height_, width_, channels_, group_channels_, out_height_, out_width_, out_channels_;
+  int64_t batch_, height_, width_, channels_, group_channels_, out_height_, out_width_, out_pitch_;
   int64_t kernel_height_, kernel_width_, stride_height_, stride_width_, dilation_height_, dilation_width_;
   int64_t pad_top_, pad_left_;
   uint8_t outside_;

@@ -60,7 +60,8 @@ class Qtileconv final : public Op {
   QconvFinish finish_;
   QconvAfter after_;
   TileSource source_;
-  int64_t pitch_, residual_;  // channels of the output
+  int64_t pitch_, offset_;  // of the output's pixels
+  int residual_;
   int row_tiles_;
   std::vector<QtileconvPanel> panels_;
   int64_t row_parts_ = 0, panel_parts_ = 0;  // chunks are row_parts x panel_parts
@@ -69,7 +70,8 @@ class Qtileconv final : public Op {
 
 Qtileconv::Qtileconv(const qt_conv_args& args, const Row<const QtileconvKernel*>& row, const MakeContext& context)
     : row_(row), extents_(qconv_extents(args)), finish_(qconv_finish(args)), after_(args, row.isa),
-      source_(args, row.kernel->gather), pitch_(args.out_channels), residual_(args.residual),
+      source_(args, row.kernel->gather), pitch_(qconv_pitch(args)), offset_(args.out_offset),
+      residual_(args.residual),
       row_tiles_(choose_row_tiles(source_.tiles(), ceil_div(args.out_channels / args.groups, 16))),
       panels_(pack_qtileconv(args, row_tiles_, context.memory)) {
   if (source_.units() * source_.pixels_a_unit() > 0) cut_chunks(context.threads);
@@ -139,7 +141,7 @@ void Qtileconv::run_chunk(const RunContext& context, int64_t chunk, int thread) 
 
 void Qtileconv::run_panels(const RunContext& context, int64_t rows, QtileconvJob job) const {
   job.finish = &finish_;
-  job.out = static_cast<uint8_t*>(context.output);
+  job.out = static_cast<uint8_t*>(context.output) + offset_;
   const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   if (residual_ == 1) job.residual = residual;
   row_.kernel->run(job);

@@ -68,7 +68,8 @@ class Qwinograd final : public Op {
   QconvFinish finish_;
   QconvAfter after_;
   int64_t size_;
-  int64_t height_, width_, in_channels_, out_height_, out_width_, out_channels_, pad_top_, pad_left_;
+  int64_t height_, width_, in_channels_, out_height_, out_width_, out_channels_, pitch_, offset_;
+  int64_t pad_top_, pad_left_;
   int64_t channels_;  // of V
   int x_zero_, residual_;
   const uint8_t* outside_;
@@ -84,7 +85,8 @@ int64_t tiles_of(const QwinogradCounts& counts) { return counts.bottom + counts.
 Qwinograd::Qwinograd(const qt_conv_args& a, const Row<const QwinogradKernel*>& row, const MakeContext& context)
     : row_(row), extents_(qconv_extents(a)), finish_(qconv_finish(a)), after_(a, row.isa), size_(row.kernel->size),
       height_(a.in_height), width_(a.in_width), in_channels_(a.in_channels), out_height_(a.out_height),
-      out_width_(a.out_width), out_channels_(a.out_channels), pad_top_(a.pad_top), pad_left_(a.pad_left),
+      out_width_(a.out_width), out_channels_(a.out_channels), pitch_(qconv_pitch(a)), offset_(a.out_offset),
+      pad_top_(a.pad_top), pad_left_(a.pad_left),
       channels_(round_up(a.in_channels, row.kernel->lanes)), x_zero_(a.x_zero), residual_(a.residual),
       panels_(pack_qwinograd(a, row.kernel->columns, context.memory)), lines_(ceil_div(a.out_height, size_)),
       columns_(ceil_div(a.out_width, size_)), tiles_(checked_product({a.batch, lines_, columns_})) {
@@ -164,7 +166,7 @@ void Qwinograd::place_tiles(const uint8_t* x, int64_t first, int64_t end, Chunk*
 void Qwinograd::place_tile(const uint8_t* x, int64_t index, const uint8_t** pixels, QwinogradTile* tile) const {
   const int64_t image = index / (lines_ * columns_);
   const int64_t top = index / columns_ % lines_ * size_, left = index % columns_ * size_;
-  tile->output = ((image * out_height_ + top) * out_width_ + left) * out_channels_;
+  tile->output = ((image * out_height_ + top) * out_width_ + left) * pitch_;
   tile->rows = static_cast<int32_t>(std::min(size_, out_height_ - top));
   tile->columns = static_cast<int32_t>(std::min(size_, out_width_ - left));
   for (int64_t y = top - pad_top_; y < top - pad_top_ + size_ + 2; y++) {
@@ -200,9 +202,9 @@ void Qwinograd::run_panels(const RunContext& context, const Chunk& chunk, int64_
   job.block = kBlockPairs;
   job.m = chunk.m;
   job.finish = &finish_;
-  job.line = out_width_ * out_channels_;
-  job.pixel = out_channels_;
-  uint8_t* out = static_cast<uint8_t*>(context.output);
+  job.line = out_width_ * pitch_;
+  job.pixel = pitch_;
+  uint8_t* out = static_cast<uint8_t*>(context.output) + offset_;
   const uint8_t* residual = residual_ != 0 ? static_cast<const uint8_t*>(context.inputs[1]) : nullptr;
   for (int64_t p = first; p < end; p++) {
     job.panel = &panels_[p];
@@ -220,17 +222,17 @@ void Qwinograd::run_after(const Chunk& chunk, uint8_t* out, const uint8_t* resid
   const QwinogradTile* last = chunk.tiles + tiles_of(chunk.counts);
   for (const QwinogradTile *tile = chunk.tiles, *next; tile != last; tile = next) {
     int64_t pixels = tile->columns;
-    for (next = tile + 1; next != last && next->output == tile->output + pixels * out_channels_; next++) {
+    for (next = tile + 1; next != last && next->output == tile->output + pixels * pitch_; next++) {
       if (next->rows != tile->rows) break;
       pixels += next->columns;
     }
     for (int64_t y = 0; y < tile->rows; y++) {
-      const int64_t at = tile->output + y * out_width_ * out_channels_;
+      const int64_t at = tile->output + y * out_width_ * pitch_;
       const uint8_t* other = residual != nullptr ? residual + at : nullptr;
-      if (columns == out_channels_) {
+      if (columns == pitch_) {
         after_.run(out + at, other, 1, pixels * columns, pixels * columns);
       } else {
-        after_.run(out + at, other, pixels, columns, out_channels_);
+        after_.run(out + at, other, pixels, columns, pitch_);
       }
     }
   }

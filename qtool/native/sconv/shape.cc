@@ -27,6 +27,7 @@ void check_sconv_shape(const qt_conv_args& a) {
 void check_sconv(const qt_conv_args& a) {
   check_sconv_shape(a);
   require(a.weight != nullptr, "the weight is missing");
+  require(a.out_pitch == 0 && a.out_offset == 0, "the output of a float convolution must be dense");
 }
 
 bool is_depthwise(const qt_conv_args& a) {
