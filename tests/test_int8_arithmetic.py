@@ -153,6 +153,17 @@ def test_accumulator_bounds_are_reached_and_not_passed(seed):
     assert requantize.accumulator_bounds(weight, x, params) == (sums.min(), sums.max())
 
 
+@pytest.mark.parametrize("weight", [-128, 127])
+def test_accumulator_bounds_are_exact_beyond_what_float32_holds(weight):
+    rng, depth = np.random.default_rng(0), 3 * requantize.EXACT_SUM + 5
+    params = some_accumulate(rng, np.zeros((2, 1), np.int8), np.zeros(2, F32))
+    params = replace(params, weight_zero=np.full(2, -1 - weight, np.int32), bias_i32=None, x_zero=0)
+    x = QParams.per_tensor(1.0, 0, DType.UINT8)
+    total = (2 * weight + 1) * depth * 255
+    rows = np.full((2, depth), weight, np.int8)
+    assert requantize.accumulator_bounds(rows, x, params) == (min(total, 0), max(total, 0))
+
+
 def test_an_accumulator_that_could_overflow_names_its_layer():
     rng = np.random.default_rng(0)
     x = QParams.per_tensor(0.05, 0, DType.UINT8)

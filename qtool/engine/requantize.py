@@ -27,6 +27,10 @@ F32 = np.float32
 SPLIT_LIMIT = 2.0**24
 """Beyond it float32 holds no fractions of an accumulator, and splitting a bias gains nothing."""
 INT32 = np.iinfo(np.int32)
+EXACT_SUM = 1 << 16
+"""As many differences of two bytes have sums that float32 holds exactly."""
+BLOCK = 1 << 20
+"""Weights that are looked at together."""
 
 
 class Arithmetic(enum.Enum):
@@ -193,14 +197,26 @@ def accumulator_bounds(weight: Array, x: QParams, params: Accumulate) -> tuple[i
     ``weight`` is the stored int8 array with the output channels first.
     """
     low, high = x.limits
-    rows = weight.reshape(weight.shape[0], -1).astype(np.int64) - params.weight_zero.astype(np.int64)[:, None]
     ends = np.array([0, high - low], np.int64) - params.x_zero
-    positive = np.where(rows > 0, rows, 0).sum(axis=1)
-    negative = np.where(rows < 0, rows, 0).sum(axis=1)
-    bias = np.zeros(len(rows), np.int64) if params.bias_i32 is None else params.bias_i32.astype(np.int64)
+    positive, negative = _signed_sums(weight.reshape(weight.shape[0], -1), params.weight_zero)
+    bias = np.zeros(len(weight), np.int64) if params.bias_i32 is None else params.bias_i32.astype(np.int64)
     least = positive * ends[0] + negative * ends[1] + bias
     most = positive * ends[1] + negative * ends[0] + bias
     return int(least.min()), int(most.max())
+
+
+def _signed_sums(rows: Array, zero: Array) -> tuple[Array, Array]:
+    """The sums of the positive and of the negative numbers of each row of int8, less its zero point: int64."""
+    positive, negative = np.zeros((2, len(rows)), np.int64)
+    block = max(1, BLOCK // max(1, rows.shape[1]))
+    for first in range(0, len(rows), block):
+        some = slice(first, first + block)
+        for left in range(0, rows.shape[1], EXACT_SUM):  # in float32, whose sums NumPy has in vectors
+            part = rows[some, left : left + EXACT_SUM].astype(F32) - zero[some, None].astype(F32)
+            upper = np.maximum(part, 0).sum(axis=1)
+            positive[some] += upper.astype(np.int64)
+            negative[some] += (part.sum(axis=1) - upper).astype(np.int64)
+    return positive, negative
 
 
 def check_accumulator(layer: str, weight: Array, x: QParams, params: Accumulate) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class Kind(enum.IntEnum):
     TCLAMP_GRAD = 37
     TADD = 38
     TMAX_POOL_GRAD = 39
+    HISTOGRAM = 40
 
 
 class Binary(enum.IntEnum):
@@ -288,6 +289,11 @@ class TquantArgs(Args):
     _fields_: ClassVar = [*longs("rows n"), *floats("low high"), *ints("fused reserved")]
 
 
+class HistogramArgs(Args):
+    c_name = "qt_histogram_args"
+    _fields_: ClassVar = [*longs("count"), *ints("bins reserved")]
+
+
 class TclampArgs(Args):
     c_name = "qt_tclamp_args"
     _fields_: ClassVar = [*longs("count"), *floats("low high")]
@@ -371,5 +377,6 @@ ARGS: Mapping[Kind, type[Args]] = {
     Kind.TCLAMP_GRAD: TclampArgs,
     Kind.TADD: TclampArgs,
     Kind.TMAX_POOL_GRAD: PoolArgs,
+    Kind.HISTOGRAM: HistogramArgs,
 }
 """The argument structure of each kind of operator."""

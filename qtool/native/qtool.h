@@ -89,7 +89,8 @@ enum qt_op_kind {
   QT_OP_TCLAMP_GRAD = 37,             // qt_tclamp_args; in: x or y, dy
   QT_OP_TADD = 38,                    // qt_tclamp_args: clamp(a + b)
   QT_OP_TMAX_POOL_GRAD = 39,          // qt_pool_args: float32; in: x, dy -> dx
-  QT_OP_COUNT = 40,
+  QT_OP_HISTOGRAM = 40,               // qt_histogram_args: float32; in: x, [low, high] -> int64 [bins]
+  QT_OP_COUNT = 41,
 };
 
 // One convolution over NHWC; 1-d has height 1, linear has batch = rows, height = width = 1 and a 1x1 kernel.
@@ -350,6 +351,12 @@ typedef struct qt_tclamp_args {
   int64_t count;
   float low, high;
 } qt_tclamp_args;
+
+// Counts of `count` numbers within low .. high, low < high, in equal bins; the last one is closed (histogram/histogram.h).
+typedef struct qt_histogram_args {
+  int64_t count;
+  int32_t bins, reserved;
+} qt_histogram_args;
 
 // Loops to measure the machine by, one a chunk, each over `bytes` bytes of its own; ceilings/ceilings.h has the formulas.
 enum qt_ceiling_kind { QT_CEILING_INT8 = 0, QT_CEILING_FLOAT = 1, QT_CEILING_READ = 2 };

@@ -6,15 +6,14 @@ import numpy as np
 
 from qtool.errors import EngineError
 from qtool.native import abi
-from qtool.native.operators import Floats, Operators, check_floats
+from qtool.native.operators import Floats, check_floats
+from qtool.native.statistics import Statistics
 
 INF = float("inf")
 
 
-class ElementTraining:
+class ElementTraining(Statistics):
     """Arrays of any shape. ``out``, where it can be given, may be the first array itself."""
-
-    _operators: Operators
 
     def clamp(self, x: Floats, low: float, high: float, out: Floats | None = None) -> Floats:
         """min(max(x, low), high); NaN stays NaN. relu: 0, infinity."""
@@ -39,17 +38,6 @@ class ElementTraining:
         y = _output("add", a, out)
         self._run_clamp(abi.Kind.TADD, (a.size, low, high), (a, b, y))
         return y
-
-    def min_max(self, x: Floats) -> tuple[float, float]:
-        """The smallest and the largest number of an array that has some; (NaN, NaN) where there is a NaN."""
-        check_floats("min_max x", x)
-        low, high = self._min_max(x.reshape(1, -1))
-        return float(low[0]), float(high[0])
-
-    def min_max_channels(self, x: Floats) -> tuple[Floats, Floats]:
-        """As ``min_max`` of each row of x [O, K]: ([O], [O])."""
-        check_floats("min_max_channels x", x, rank=2)
-        return self._min_max(x)
 
     def fake_quant(
         self, x: Floats, scale: float, zero_point: int, low: int, high: int, out: Floats | None = None
@@ -107,13 +95,6 @@ class ElementTraining:
         ds = np.empty(x.shape[0], np.float32)
         self._run_quant(abi.Kind.TFAKE_QUANT_SCALE_GRAD, _channels(x, low, high), (x, dy, grid, ds))
         return ds
-
-    def _min_max(self, x: Floats) -> tuple[Floats, Floats]:
-        if x.size == 0:
-            raise EngineError(f"min_max: got no numbers (shape {x.shape}), expected at least one")
-        found = np.empty((2, x.shape[0]), np.float32)
-        self._run_quant(abi.Kind.TMIN_MAX, _channels(x, 0, 0), (x, found))
-        return found[0], found[1]
 
     def _run_clamp(self, kind: abi.Kind, key: tuple[int, float, float], arrays: tuple[Floats, ...]) -> None:
         count, low, high = key

@@ -47,7 +47,7 @@ class HistogramObserver(Observer):
             counts = np.zeros(self._bins, np.float32)
             counts[self._bins // 2] = x.size
             return counts
-        return float32.histogram(x, self._bins, low, high).astype(np.float32)
+        return self.loops.histogram(x, self._bins, low, high).astype(np.float32)
 
     def _spread(self, weights: Float32, low: np.float32, high: np.float32) -> Float32:
         """The weights so far in the bins of the new range (``_combine_histograms``, ``_upscale_histogram``)."""

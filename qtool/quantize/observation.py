@@ -11,6 +11,7 @@ from qtool.engine.session import BodySession, Session
 from qtool.errors import DataError, QtoolError
 from qtool.ir import Array, Node, body_path
 from qtool.quantize.bias_correction import ChannelMeans
+from qtool.quantize.loops import make_loops
 from qtool.quantize.observers import Observer, make_observer
 from qtool.quantize.prepare import Prepared
 
@@ -35,6 +36,9 @@ class Observation:
     ) -> None:
         self.prepared = prepared
         self.observers = [make_observer(group.config) if group.fixed is None else None for group in prepared.groups]
+        loops = make_loops(machine.threads, machine.isa)
+        for observer in filter(None, self.observers):
+            observer.loops = loops
         self.means = ChannelMeans(prepared)
         self.bodies = {path: Observation(body, machine, is_body=True) for path, body in prepared.bodies.items()}
         self.runs = 0

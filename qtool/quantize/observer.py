@@ -10,6 +10,7 @@ import numpy as np
 
 from qtool.errors import DataError, QuantizationError
 from qtool.ir import Array, QParams
+from qtool.quantize.loops import Loops
 from qtool.quantize.qparams import Float32, choose_qparams, representable
 from qtool.recipe.schema import ObserverConfig
 
@@ -33,6 +34,9 @@ class Observer(ABC):
 
     trainable = False
     """Whether it serves in training: extremes are all it needs, and ``state`` can be kept and set again."""
+
+    loops = Loops()
+    """What it runs over tensors with."""
 
     def __init__(self, config: ObserverConfig, channel_axis: int = 0) -> None:
         self.config = config
@@ -115,7 +119,7 @@ class Observer(ABC):
 
     def _extremes(self, x: Float32) -> tuple[Float32, Float32]:
         if self.axis is None:
-            return x.min().reshape(1), x.max().reshape(1)
+            return self.loops.extremes(x)
         if not -x.ndim <= self.axis < x.ndim:
             raise QuantizationError(f"channel axis {self.axis} does not exist in a tensor of shape {x.shape}")
         rows = np.moveaxis(x, self.axis, 0).reshape(x.shape[self.axis], -1)

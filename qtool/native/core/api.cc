@@ -111,6 +111,7 @@ int64_t qt_struct_bytes(const char* name) {
   QT_STRUCT(qt_tnorm_args)
   QT_STRUCT(qt_tquant_args)
   QT_STRUCT(qt_tclamp_args)
+  QT_STRUCT(qt_histogram_args)
   QT_STRUCT(qt_op)
   QT_STRUCT(qt_plan_desc)
 #undef QT_STRUCT
