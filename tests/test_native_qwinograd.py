@@ -214,7 +214,7 @@ def test_convolutions_go_to_winograd_where_products_of_bytes_are_no_faster(case,
         (filtered(64, 64, size=(56, 56)), "qwinograd_avxvnni_4x4"),
         (filtered(512, 512, size=(7, 7)), "qconv_avxvnni"),
         (filtered(64, 64, size=(28, 28), stride=(2, 2)), "qconv_avxvnni"),
-        (filtered(64, 64, size=(28, 28), groups=64), "qdwconv_avx2"),
+        (filtered(64, 64, size=(28, 28), groups=64), "qdwconv_avxvnni"),
     ],
     ids=range(4),
 )
