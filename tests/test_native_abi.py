@@ -159,6 +159,20 @@ def test_products_of_avxvnni_have_the_encoding_of_cpus_without_avx512(path, tmp_
     assert [line for line in lines if re.match(r"\s*[0-9a-f]+:\t62 ", line)] == []  # the first byte of an EVEX encoding
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+@pytest.mark.skipif(not VEX_FILES, reason="needs the sources")
+@pytest.mark.parametrize("path", VEX_FILES, ids=lambda p: p.parent.name)
+def test_what_emulates_avxvnni_differs_by_the_encoding_alone(path):
+    """So that what tests ran on a CPU with the other encoding is, instruction by instruction, what others run."""
+    command = ["g++", *compile_flags("avxvnni"), "-O3", "-S", "-w", str(path), "-o", "-"]
+    plain, emulated = (
+        subprocess.run([*command, f"-DQT_EMULATE_AVXVNNI={on}"], check=True, capture_output=True, text=True).stdout
+        for on in (0, 1)
+    )
+    assert plain.count("{vex} vpdp") == emulated.count("vpdp") > 0
+    assert plain.replace("{vex} ", "") == emulated
+
+
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 def test_the_library_shows_its_c_face_and_nothing_else():
     listing = subprocess.run(
