@@ -152,9 +152,25 @@ def test_products_of_avxvnni_have_the_encoding_of_cpus_without_avx512(path, tmp_
     target = tmp_path / "kernel.o"
     subprocess.run(["g++", *compile_flags("avxvnni"), "-O2", "-c", "-w", str(path), "-o", str(target)], check=True)
     listing = subprocess.run(["objdump", "-d", str(target)], check=True, capture_output=True, text=True).stdout
-    products = [line for line in listing.splitlines() if "vpdp" in line]
+    lines = listing.splitlines()
+    products = [line for line in lines if "vpdp" in line]
     assert products
     assert [line for line in products if "{vex}" not in line] == []
+    assert [line for line in lines if re.match(r"\s*[0-9a-f]+:\t62 ", line)] == []  # the first byte of an EVEX encoding
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+@pytest.mark.skipif(not VEX_FILES, reason="needs the sources")
+@pytest.mark.parametrize("path", VEX_FILES, ids=lambda p: p.parent.name)
+def test_what_emulates_avxvnni_differs_by_the_encoding_alone(path):
+    """So that what tests ran on a CPU with the other encoding is, instruction by instruction, what others run."""
+    command = ["g++", *compile_flags("avxvnni"), "-O3", "-S", "-w", str(path), "-o", "-"]
+    plain, emulated = (
+        subprocess.run([*command, f"-DQT_EMULATE_AVXVNNI={on}"], check=True, capture_output=True, text=True).stdout
+        for on in (0, 1)
+    )
+    assert plain.count("{vex} vpdp") == emulated.count("vpdp") > 0
+    assert plain.replace("{vex} ", "") == emulated
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")

@@ -11,7 +11,7 @@ from kernels import kernel_rows, run_kernel
 from qtool.native import Kind, abi
 
 F32 = np.float32
-COLUMNS = (1, 3, 31, 32, 33, 63, 64, 65, 130)
+COLUMNS = (1, 3, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 130)
 COMBINE = {0: np.add, 1: np.subtract, 2: np.multiply}
 
 

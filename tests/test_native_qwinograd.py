@@ -218,7 +218,7 @@ def test_convolutions_go_to_winograd_where_products_of_bytes_are_no_faster(case,
     ],
     ids=range(4),
 )
-def test_convolutions_of_avxvnni_go_to_its_kernels_and_to_those_of_avx2(case, kernel):
+def test_convolutions_of_avxvnni_go_to_its_kernels(case, kernel):
     _check_choice(case, "avxvnni", kernel)
 
 

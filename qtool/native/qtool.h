@@ -26,11 +26,12 @@ extern "C" {
 
 enum qt_status { QT_OK = 0, QT_INVALID = 1, QT_NO_MEMORY = 2, QT_UNSUPPORTED = 3 };
 
-// In order of preference, least first. A plan made for one ISA uses rows of that one and of all below it.
+// In order of preference, least first. A plan made for one ISA uses rows of that one and of all before it, but for those
+// of AVX-VNNI, which only plans made for it use: CPUs with AVX512-VNNI need not have it.
 enum qt_isa {
   QT_ISA_SCALAR = 0,
   QT_ISA_AVX2 = 1,
-  QT_ISA_AVXVNNI = 2,  // beside AVX2; the ones below have AVX2 and not this
+  QT_ISA_AVXVNNI = 2,
   QT_ISA_AVX512VNNI = 3,
   QT_ISA_AMX = 4,
   QT_ISA_COUNT = 5

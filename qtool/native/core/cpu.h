@@ -7,7 +7,7 @@ namespace qtool {
 // process have them: that is asked for at the first call.
 bool cpu_supports(int isa);
 
-// Whether a CPU with `isa` also runs the kernels of `other`.
+// Whether every CPU with `isa` also runs the kernels of `other`.
 bool isa_includes(int isa, int other);
 
 // Why a qt_isa is not supported, or that it is emulated; "" where there is nothing to say.

@@ -1,4 +1,4 @@
-// 32 elements at a time: bytes are widened by unpacking with zero, which packing undoes without a permutation.
+// 32 elements at a time, or 16: bytes are widened by unpacking with zero, which packing undoes without a permutation.
 #include <immintrin.h>
 #include <string.h>
 
@@ -58,16 +58,29 @@ struct FixedMath {
 };
 
 template <class Math>
-INLINE void store_32(const qt_binary_args& p, const uint8_t* a, const uint8_t* b, uint8_t* out) {
+INLINE __m256i results(const qt_binary_args& p, __m256i a, __m256i b) {
   __m256i x[4], y[4];
-  widen(_mm256_loadu_si256((const __m256i*)a), x);
-  widen(_mm256_loadu_si256((const __m256i*)b), y);
+  widen(a, x);
+  widen(b, y);
   UNROLL for (int i = 0; i < 4; i++) x[i] = Math::run(p, x[i], y[i]);
   const __m256i zero = _mm256_set1_epi16((int16_t)p.out_zero);
   const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(x[0], x[1]), zero);
   const __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(x[2], x[3]), zero);
   const __m256i q = _mm256_max_epu8(_mm256_packus_epi16(low, high), _mm256_set1_epi8((char)p.out_min));
-  _mm256_storeu_si256((__m256i*)out, _mm256_min_epu8(q, _mm256_set1_epi8((char)p.out_max)));
+  return _mm256_min_epu8(q, _mm256_set1_epi8((char)p.out_max));
+}
+
+INLINE __m256i load_32(const uint8_t* bytes) { return _mm256_loadu_si256((const __m256i*)bytes); }
+INLINE __m256i load_16(const uint8_t* bytes) { return _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)bytes)); }
+
+template <class Math>
+INLINE void store_32(const qt_binary_args& p, const uint8_t* a, const uint8_t* b, uint8_t* out) {
+  _mm256_storeu_si256((__m256i*)out, results<Math>(p, load_32(a), load_32(b)));
+}
+
+template <class Math>
+INLINE void store_16(const qt_binary_args& p, const uint8_t* a, const uint8_t* b, uint8_t* out) {
+  _mm_storeu_si128((__m128i*)out, _mm256_castsi256_si128(results<Math>(p, load_16(a), load_16(b))));
 }
 
 template <class Math>
@@ -79,12 +92,16 @@ void run(const qt_binary_args& args, const QbinaryBlock& block) {
     uint8_t* out = block.out + r * block.out_pitch;
     int64_t c = 0;
     for (; c + 32 <= block.columns; c += 32) store_32<Math>(p, a + c, b + c, out + c);
+    if (c + 16 <= block.columns) {  // all of a row, where a convolution's panel of 16 channels comes before
+      store_16<Math>(p, a + c, b + c, out + c);
+      c += 16;
+    }
     if (c == block.columns) continue;
     const size_t rest = (size_t)(block.columns - c);
-    uint8_t tail[2][32] = {};
+    uint8_t tail[2][16] = {};
     memcpy(tail[0], a + c, rest);
     memcpy(tail[1], b + c, rest);
-    store_32<Math>(p, tail[0], tail[1], tail[0]);
+    store_16<Math>(p, tail[0], tail[1], tail[0]);
     memcpy(out + c, tail[0], rest);
   }
 }
