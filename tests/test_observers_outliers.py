@@ -101,3 +101,12 @@ def test_one_sided_data_keeps_one_side(name, sign) -> None:
     x = sign * np.maximum(wave(5000, 3.0, 0.0, 3), 0)
     found = observed(affine(name), x).qparams()
     assert found.zero_point[0] == (0 if sign > 0 else 255)
+
+
+@pytest.mark.parametrize("name", ["percentile", "entropy", "mse"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_far_from_zero_are_reached(name, sign) -> None:
+    x = sign * wave(1000, 0.02, 100.0)
+    low, high = observed(affine(name), x).range()
+    assert low[0] <= np.median(x) <= high[0]
+    assert observed(affine(name), x).qparams().scale[0] > 0.38

@@ -52,8 +52,13 @@ def _best_reach(counts: Counts, zero: int, levels: int) -> int:
 
 
 def _divergence(counts: Counts, start: int, end: int, levels: int) -> float:
-    """Kullback-Leibler divergence of bins ``start`` .. ``end``, the rest added at the ends, from its quantized self."""
+    """Kullback-Leibler divergence of bins ``start`` .. ``end``, the rest added at the ends, from its quantized self.
+
+    Infinite where nothing lies within: what lies beyond, all in the last bin, would seem to be kept perfectly.
+    """
     inside = counts[start:end].astype(np.float64)
+    if not inside.any():
+        return np.inf
     original = inside.copy()
     original[0] += counts[:start].sum()
     original[-1] += counts[end:].sum()
