@@ -41,8 +41,8 @@ class Session:
     """A graph made ready to run.
 
     ``threads`` counts those of the native engine; results do not depend on it. ``isa`` is "scalar", "avx2",
-    "avxvnni", "avx512vnni", "amx" or None for the best that the CPU has. ``engine`` "auto" takes the reference where the
-    native library is not there, "native" raises EngineError then, and "reference" never asks.
+    "avxvnni", "avx512vnni", "amx" or None for the best that the CPU has. ``engine`` "auto" takes the reference where
+    the native library is not there, "native" raises EngineError then, and "reference" never asks.
 
     A graph with quantize and dequantize nodes around float operators (``debug: true``, or one that was imported) runs
     as the int8 graph it stands for. A plan is made for each set of input shapes when it is first met. ``run`` may be
