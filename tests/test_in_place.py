@@ -45,7 +45,12 @@ def _end(b: Builder, x: str) -> str:
 
 def _branches() -> Graph:
     b, x = _start()
-    parts = [_conv(b, "one", x, size=1), _conv(b, "three", x, outputs=40), _conv(b, "relu", x, activation="relu")]
+    parts = [
+        _conv(b, "one", x, size=1),
+        _conv(b, "three", x, outputs=40),
+        _conv(b, "relu", x, activation="relu"),
+        _conv(b, "depthwise", x, groups=32, outputs=32),
+    ]
     return b.finish([_end(b, _cat(b, parts))], "fbgemm")
 
 
@@ -58,8 +63,7 @@ def _nested() -> Graph:
 def _kept(kind: str) -> Graph:
     b, x = _start()
     first = _conv(b, "first", x, OTHER if kind == "qparams" else X)
-    more = {"groups": 32, "outputs": 32} if kind == "depthwise" else {}
-    second = _conv(b, "second", x, **more)
+    second = _conv(b, "second", x)
     if kind == "residual":
         second = b.node("add", [second, first], "add", X)
     parts = [first, second, first] if kind == "twice" else [first, second]
@@ -95,7 +99,7 @@ def test_a_concatenation_in_another_one_is_copied_and_its_convolutions_are_not(i
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize(
     ("kind", "copies"),
-    [("qparams", 1), ("depthwise", 1), ("residual", 2), ("twice", 2), ("output", 1), ("reader", 1)],
+    [("qparams", 1), ("residual", 2), ("twice", 2), ("output", 1), ("reader", 1)],
 )
 def test_what_others_need_is_copied(kind, copies, isa):
     assert _copies(_kept(kind), isa) == copies
