@@ -13,8 +13,8 @@ def write_in_place(segment: Segment) -> None:
     """Drops the copies of convolutions' results that stand side by side with others in the channels of a larger one.
 
     The convolution writes its pixels there itself, the larger result's ``out_pitch`` bytes apart. Kept are copies with
-    a table, of results that have other readers or belong to the caller, and of convolutions that add a residual or are
-    depthwise: those write dense results only.
+    a table, of results that have other readers or belong to the caller, and of convolutions that add a residual, which
+    lies as the result does.
     """
     readers = Counter(buffer for step in segment.steps for buffer in set(step.inputs))
     writers = Counter(step.output for step in segment.steps)
@@ -35,11 +35,9 @@ def _placed(step: Step, copy: Step) -> Step | None:
     conv, moved = step.args, copy.args
     if not isinstance(conv, abi.ConvArgs) or not isinstance(moved, abi.CopyArgs) or step.kind is not Kind.QCONV:
         return None
-    if conv.residual or conv.groups == conv.in_channels == conv.out_channels:
-        return None
     pixels = conv.batch * conv.out_height * conv.out_width
     same = (moved.rows, moved.row_bytes, moved.in_stride) == (pixels, conv.out_channels, conv.out_channels)
-    if not same or moved.in_offset or moved.lut:
+    if not same or moved.in_offset or moved.lut or conv.residual:
         return None
     args = abi.copied(conv, out_pitch=moved.out_stride, out_offset=moved.out_offset)
     return replace(step, output=copy.output, args=args)

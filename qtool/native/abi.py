@@ -13,7 +13,7 @@ from qtool.native.structures import copied as copied
 from qtool.native.structures import floats, ints, longs, pointers
 from qtool.native.structures import make as make
 
-ABI = 5
+ABI = 6
 MAX_INPUTS = 4
 SLACK = 4096
 """Bytes after the end of anything in the arena that kernels may read."""

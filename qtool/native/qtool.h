@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define QT_ABI 5
+#define QT_ABI 6
 #define QT_API __attribute__((visibility("default")))
 #define QT_MAX_INPUTS 4
 
@@ -123,8 +123,8 @@ typedef struct qt_conv_args {
   const float* multiplier;  // [O], QCONV
   const struct qt_binary_args* add;  // residual 2: a is the convolution's own result, b the residual
   const uint8_t* lut;
-  // QCONV without residual and not depthwise: bytes from an output pixel to the next, 0 for out_channels, and before the
-  // first. What lies between pixels is left as it is.
+  // QCONV without residual: bytes from an output pixel to the next, 0 for out_channels, and before the first. What lies
+  // between pixels is left as it is.
   int64_t out_pitch, out_offset;
 } qt_conv_args;
 

@@ -70,7 +70,7 @@ template <int P>
 INLINE void store(const QdwconvLine& line, const QdwconvBlock& block, int64_t at, const __m256i (&words)[P]) {
   const __m256i bytes = _mm256_permute4x64_epi64(to_bytes(line.shape->finish, words[0], words[P - 1]), 0xd8);
   const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
-  uint8_t *out = line.out + at, *next = out + line.shape->channels;
+  uint8_t *out = line.out + at, *next = out + line.shape->pitch;
   if (block.channels == kChannels) {
     _mm_storeu_si128((__m128i*)out, first);
     if (P == 2) _mm_storeu_si128((__m128i*)next, second);
@@ -86,10 +86,10 @@ INLINE void run_neighbours(const QdwconvLine& line, const QdwconvBlock& block, c
   Vectors sum[P];
   UNROLL for (int p = 0; p < P; p++) start(block, sum[p]);
   Products::template add<STRIDE, INSIDE>(line, block, rows, x * STRIDE - line.shape->pad, shared, sum);
-  const int64_t at = x * line.shape->channels + block.first;
+  const int64_t at = x * line.shape->pitch + block.first;
   __m256i words[P];
   UNROLL for (int p = 0; p < P; p++) {
-    words[p] = finished_words<RESIDUAL>(line, block, at + p * line.shape->channels, sum[p]);
+    words[p] = finished_words<RESIDUAL>(line, block, at + p * line.shape->pitch, sum[p]);
   }
   store<P>(line, block, at, words);
 }
@@ -120,7 +120,7 @@ void run_columns(const QdwconvLine& given, const QdwconvBlock& given_block) {
 
 template <class Products, bool RESIDUAL>
 void run_pixel(const QdwconvLine& line, const QdwconvBlock& block, int64_t x) {
-  const int64_t at = x * line.shape->channels + block.first;
+  const int64_t at = x * line.shape->pitch + block.first;
   Vectors sum;
   start(block, sum);
   for (int g = 0; g < line.shape->groups; g++) {

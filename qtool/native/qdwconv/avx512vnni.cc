@@ -113,10 +113,10 @@ INLINE void start(const QdwconvBlock& block, Taps<V> (&sum)[P]) {
 template <class V, int P, bool RESIDUAL>
 INLINE void finish(const QdwconvLine& line, const QdwconvBlock& block, int64_t x, const Taps<V> (&sum)[P]) {
   const QconvFinish& f = line.shape->finish;
-  const int64_t at = x * line.shape->channels + block.first;
+  const int64_t at = x * line.shape->pitch + block.first;
   Taps<V> q[P];
   UNROLL for (int p = 0; p < P && RESIDUAL; p++) {
-    const uint8_t* residual = line.residual + at + p * line.shape->channels;
+    const uint8_t* residual = line.residual + at + p * line.shape->pitch;
     q[p] = interleave<V>(V::load_first(residual, block.channels), V::zero(), V::zero(), V::zero());
   }
   UNROLL for (int v = 0; v < kVectors; v++) {
@@ -141,7 +141,7 @@ INLINE void finish(const QdwconvLine& line, const QdwconvBlock& block, int64_t x
     typename V::Int bytes = V::bytes(left, right);
     if (f.out_min != 0) bytes = V::max8(bytes, V::all8(f.out_min));
     if (f.out_max != 255) bytes = V::min8(bytes, V::all8(f.out_max));
-    V::store_first(line.out + at + p * line.shape->channels, block.channels, bytes);
+    V::store_first(line.out + at + p * line.shape->pitch, block.channels, bytes);
   }
 }
 

@@ -95,6 +95,7 @@ QdwconvPacked pack_qdwconv(const qt_conv_args& args, const QdwconvKernel& kernel
   std::memset(outside, args.x_zero, row_bytes);
   QdwconvShape& shape = packed.shape;
   shape.channels = args.in_channels;
+  shape.pitch = qconv_pitch(args);
   shape.in_width = args.in_width;
   shape.out_width = args.out_width;
   shape.stride = args.stride_width;

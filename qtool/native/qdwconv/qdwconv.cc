@@ -68,7 +68,7 @@ void Qdwconv::run(const RunContext& context) const {
 
 void Qdwconv::run_line(const RunContext& context, int64_t index, uint8_t* scratch) const {
   const int64_t row_bytes = int64_t{args_.in_width} * args_.in_channels;
-  const int64_t line_bytes = int64_t{args_.out_width} * args_.out_channels;
+  const int64_t pitch = packed_.shape.pitch, line_bytes = args_.out_width * pitch;
   const uint8_t* image = static_cast<const uint8_t*>(context.inputs[0]) +
                          index / args_.out_height * args_.in_height * row_bytes;
   const uint8_t** rows = reinterpret_cast<const uint8_t**>(scratch);
@@ -78,9 +78,9 @@ void Qdwconv::run_line(const RunContext& context, int64_t index, uint8_t* scratc
   }
   const uint8_t* other = nullptr;
   if (args_.residual != 0) other = static_cast<const uint8_t*>(context.inputs[1]) + index * line_bytes;
-  uint8_t* out = static_cast<uint8_t*>(context.output) + index * line_bytes;
+  uint8_t* out = static_cast<uint8_t*>(context.output) + args_.out_offset + index * line_bytes;
   row_.kernel->run({&packed_.shape, rows, rows + args_.kernel_height, args_.residual == 1 ? other : nullptr, out});
-  after_.run(out, other, args_.out_width, args_.out_channels, args_.out_channels);
+  after_.run(out, other, args_.out_width, args_.out_channels, pitch);
 }
 
 }  // namespace
@@ -89,7 +89,6 @@ std::unique_ptr<Op> make_qdwconv(const qt_op& op, const MakeContext& context) {
   const qt_conv_args& args = *static_cast<const qt_conv_args*>(op.args);
   check_qconv(args);
   require(args.groups == args.in_channels && args.groups == args.out_channels, "the convolution is not depthwise");
-  require(args.out_pitch == 0 && args.out_offset == 0, "the output of a depthwise convolution must be dense");
   return std::make_unique<Qdwconv>(args, select_row(kRows, context), context.memory);
 }
 

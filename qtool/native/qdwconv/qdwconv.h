@@ -43,6 +43,7 @@ struct QdwconvSlot {
 // All lines of one operator.
 struct QdwconvShape {
   int64_t channels, in_width, out_width;
+  int64_t pitch;                    // bytes from an output pixel to the next, and of the residual
   int64_t stride, pad, dilation;  // along the line
   int groups;
   bool by_columns;           // the groups are those of a 3x3 kernel's columns, dilation 1
@@ -58,7 +59,7 @@ struct QdwconvLine {
   const uint8_t* const* rows;  // [kernel height] of the input; NULL outside of the picture
   const uint8_t** pointers;    // [groups][kernel.group], for the kernel's use
   const uint8_t* residual;     // as out, or NULL
-  uint8_t* out;                // [out_width][channels]
+  uint8_t* out;                // [out_width][pitch], of which the first `channels` are written
 };
 
 struct QdwconvKernel {

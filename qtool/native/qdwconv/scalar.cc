@@ -26,7 +26,7 @@ void run(const QdwconvLine& line) {
     for (int b = 0; b < shape.block_count; b++) {
       const QdwconvBlock& block = shape.blocks[b];
       for (int channel = 0; channel < block.channels; channel++) {
-        const int64_t at = x * shape.channels + block.first + channel;
+        const int64_t at = x * shape.pitch + block.first + channel;
         const uint8_t* residual = line.residual != nullptr ? line.residual + at : nullptr;
         const int32_t total = sum(line, block, channel);
         line.out[at] = finish_sum(shape.finish, total, block.bias[channel], block.multiplier[channel], residual);

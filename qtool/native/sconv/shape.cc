@@ -20,6 +20,7 @@ void check_sconv_shape(const qt_conv_args& a) {
   require(in_range(a.pad_top, -kMost) && in_range(a.pad_left, -kMost), "a padding is out of range");
   require(a.in_channels % a.groups == 0 && a.out_channels % a.groups == 0, "groups must divide the channels");
   require(a.residual == 0 || a.residual == 1, "a float convolution has residual 0 or 1");
+  require(a.out_pitch == 0 && a.out_offset == 0, "the output of a float convolution must be dense");
   checked_product({a.out_channels, a.kernel_height, a.kernel_width, a.in_channels / a.groups});
   sconv_extents(a);
 }
@@ -27,7 +28,6 @@ void check_sconv_shape(const qt_conv_args& a) {
 void check_sconv(const qt_conv_args& a) {
   check_sconv_shape(a);
   require(a.weight != nullptr, "the weight is missing");
-  require(a.out_pitch == 0 && a.out_offset == 0, "the output of a float convolution must be dense");
 }
 
 bool is_depthwise(const qt_conv_args& a) {
