@@ -22,9 +22,7 @@ def histogram(x: Float32, bins: int, low: np.float32, high: np.float32) -> NDArr
     The bin is int((x - low) * bins / (high - low)) in float32. Counts are exact, where torch adds ones in float32 and
     so stops at 2**24 a bin, a thread and a call.
     """
-    with np.errstate(over="ignore"):
-        overflow = not np.isfinite((high - low) * np.float32(bins))
-    exact = np.float64 if overflow else np.float32
+    exact = np.float64 if bins_overflow(bins, low, high) else np.float32
     width, count = exact(high) - exact(low), exact(bins)
     found = np.zeros(bins + 1, np.int64)
     work, index = np.empty(CHUNK, exact), np.empty(CHUNK, np.int32)
@@ -39,6 +37,12 @@ def histogram(x: Float32, bins: int, low: np.float32, high: np.float32) -> NDArr
         found += np.bincount(bin_of, minlength=bins + 1)
     found[bins - 1] += found[bins]
     return found[:bins]
+
+
+def bins_overflow(bins: int, low: np.float32, high: np.float32) -> bool:
+    """Whether finding the bin of a number leaves float32."""
+    with np.errstate(over="ignore"):
+        return not np.isfinite((high - low) * np.float32(bins))
 
 
 def linspace(start: np.float32, end: np.float32, count: int) -> Float32:

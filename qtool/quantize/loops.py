@@ -34,9 +34,7 @@ class NativeLoops(Loops):
         return np.array([low], np.float32), np.array([high], np.float32)
 
     def histogram(self, x: Float32, bins: int, low: np.float32, high: np.float32) -> NDArray[np.int64]:
-        with np.errstate(over="ignore"):
-            overflows = not np.isfinite((high - low) * np.float32(bins))
-        if overflows or x.size > np.iinfo(np.uint32).max:
+        if float32.bins_overflow(bins, low, high) or x.size > np.iinfo(np.uint32).max:
             return super().histogram(x, bins, low, high)
         return self._statistics.histogram(_in_memory(x), bins, low, high)
 

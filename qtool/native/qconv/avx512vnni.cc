@@ -52,11 +52,7 @@ const QconvTile* run_tiles(const QconvJob& given, const QconvTile* tile) {
       UNROLL for (int r = 0; r < R; r++) sum[r][v] = start;
     }
     multiply<R, V>(job, *tile, sum);
-    if (job.residual != NULL) {
-      finish<R, V, true>(job, *tile, sum);
-    } else {
-      finish<R, V, false>(job, *tile, sum);
-    }
+    finish_tile<R, V>(job, *tile, sum);
   }
   return tile;
 }

@@ -38,15 +38,14 @@ INLINE void multiply(const QconvJob& job, const QconvTile& tile, __m256i (&sum)[
 // All tiles from `tile` on that have R rows; returns the next.
 template <int R, int V>
 const QconvTile* run_tiles(const QconvJob& given, const QconvTile* tile) {
-  const QconvJob job = given;  // copies, which no store of bytes can change
-  const QconvFinish f = *given.finish;
-  QconvJob own = job;
-  own.finish = &f;
+  const QconvFinish f = *given.finish;  // copies, which no store of bytes can change
+  QconvJob job = given;
+  job.finish = &f;
   for (; tile != job.end && tile->rows == R; tile++) {
     __m256i sum[R][V];
-    start_sums(own, sum);
-    multiply<R, V>(own, *tile, sum);
-    finish_tile<R, V>(own, *tile, sum);
+    start_sums(job, sum);
+    multiply<R, V>(job, *tile, sum);
+    finish_tile<R, V>(job, *tile, sum);
   }
   return tile;
 }

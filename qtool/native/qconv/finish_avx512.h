@@ -91,5 +91,14 @@ INLINE void finish(const QconvJob& job, const QconvTile& tile, const __m512i (&s
   }
 }
 
+template <int R, int V>
+INLINE void finish_tile(const QconvJob& job, const QconvTile& tile, const __m512i (&sum)[R][V]) {
+  if (job.residual != NULL) {
+    finish<R, V, true>(job, tile, sum);
+  } else {
+    finish<R, V, false>(job, tile, sum);
+  }
+}
+
 }  // namespace
 }  // namespace qtool

@@ -20,15 +20,6 @@ INLINE Words words_of(const uint8_t* bytes) {
   return (Words)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)bytes));
 }
 
-template <int R, int V>
-INLINE void finish_tile(const QconvJob& job, const QconvTile& tile, const __m512i (&sum)[R][V]) {
-  if (job.residual != NULL) {
-    finish<R, V, true>(job, tile, sum);
-  } else {
-    finish<R, V, false>(job, tile, sum);
-  }
-}
-
 // As assembly: with the intrinsic GCC 12 copies and spills the accumulators.
 INLINE void dot(__m512i (&sum)[2], const int32_t* pair, __m512i first, __m512i second) {
   __m512i v;
