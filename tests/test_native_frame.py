@@ -13,7 +13,7 @@ from kernels import copy_args
 
 from qtool import native
 from qtool.errors import EngineError
-from qtool.native import Buffer, Kind, Op, Plan, abi
+from qtool.native import Buffer, Kind, Op, Pieces, Plan, abi
 from qtool.native.library import library
 
 pytestmark = pytest.mark.usefixtures("need_native")
@@ -43,6 +43,34 @@ def test_an_empty_plan_runs():
 
 def test_buffers_that_no_operator_uses_may_be_empty():
     Plan([], [Buffer(0, 0), Buffer(0)], 0).run(np.zeros(0, np.uint8))
+
+
+def test_pieces_run_one_after_another():
+    """Each goes through the same place in the arena, and the sum of all is copied once."""
+    x, y, z = np.arange(96, dtype=np.uint8), np.zeros(96, np.uint8), np.zeros(96, np.uint8)
+    buffers = [Buffer(96, None, 32), Buffer(32, 64), Buffer(96, None, 32), Buffer(96)]
+    ops = [_copy(32), _copy(32, 1, 2), _copy(96, 2, 3)]
+    plan = Plan(ops, buffers, 192, pieces=Pieces(3, 2))
+    plan.run(x, y, z)
+    np.testing.assert_array_equal(z, x)
+    assert len(plan.profile(x, y, z)) == 3
+    with pytest.raises(EngineError, match="run all together"):
+        plan.run_part(0, 1, x, y, z)
+
+
+BAD_PIECES = [
+    ([Buffer(95, None, 32), Buffer(96, None, 32)], "input 0 has 95 bytes, expected 96"),
+    ([Buffer(96, None, 32), Buffer(95, None, 32)], "the output has 95 bytes, expected 96"),
+    ([Buffer(96, None, 2**62), Buffer(96)], "pieces are not within"),
+    ([Buffer(96, None, -32), Buffer(96)], "pieces are not within"),
+    ([Buffer(96, None, 97), Buffer(96)], "pieces are not within"),
+]
+
+
+@pytest.mark.parametrize(("buffers", "message"), BAD_PIECES)
+def test_pieces_stay_within_their_buffers(buffers, message):
+    with pytest.raises(EngineError, match=message):
+        Plan([_copy(32)], buffers, 0, pieces=Pieces(3, 1))
 
 
 BAD_PLANS = [
@@ -121,7 +149,7 @@ def _create(desc: abi.CPlanDesc | None) -> tuple[int, str]:
 
 
 def _desc(ops: list[abi.COp], buffers: list[abi.CBuffer], /, **changes: object) -> abi.CPlanDesc:
-    desc = abi.CPlanDesc(abi.ABI, 0, 1, len(buffers), len(ops), 0, 4096)
+    desc = abi.CPlanDesc(abi.ABI, 0, 1, len(buffers), len(ops), 1, 0, 0, 4096)
     desc.buffers = (abi.CBuffer * max(1, len(buffers)))(*buffers)
     desc.ops = (abi.COp * max(1, len(ops)))(*ops)
     for name, value in changes.items():
@@ -136,6 +164,10 @@ RAW = [
     ({"buffer_count": -1}, "number of buffers"),
     ({"buffer_count": 2**31 - 1}, "number of buffers"),
     ({"op_count": -5}, "number of operators"),
+    ({"pieces": 0}, "number of pieces"),
+    ({"pieces": 2**24 + 1}, "number of pieces"),
+    ({"piece_ops": -1}, "operators of a piece"),
+    ({"piece_ops": 1}, "operators of a piece"),
     ({"op_count": 2**31 - 1}, "number of operators"),
     ({"op_count": 3, "ops": None}, "no operators"),
     ({"buffer_count": 3, "buffers": None}, "no buffers"),

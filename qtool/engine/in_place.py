@@ -24,6 +24,8 @@ def write_in_place(segment: Segment) -> None:
         source = made.get(copy.inputs[0]) if copy.inputs else None
         if source is None or readers[copy.inputs[0]] != 1 or copy.inputs[0] in segment.bindings:
             continue
+        if segment.steps[source].pieces != copy.pieces:
+            continue
         placed = _placed(segment.steps[source], copy)
         if placed is not None:
             steps[source], steps[index] = placed, None

@@ -14,12 +14,13 @@ import numpy as np
 from qtool.engine import reference
 from qtool.engine.control import RunBody
 from qtool.engine.in_place import write_in_place
-from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
+from qtool.engine.lowering import Binding, Group, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
+from qtool.engine.pieces import Cut, find_cut
 from qtool.engine.shapes import Sizes
 from qtool.errors import DataError, EngineError
 from qtool.ir import Array, Graph, Node
-from qtool.native import Buffer, Op, Plan
+from qtool.native import WHOLE, Buffer, Op, Pieces, Plan
 
 Arrays = Mapping[str, Array]
 T = TypeVar("T")
@@ -151,13 +152,19 @@ class NativePart:
         watched: Collection[str],
         machine: Machine,
     ) -> None:
-        segment = Segment(source)
+        groups = make_groups(source, nodes, {*outputs, *watched})
+        cut = find_cut(source, groups, outputs) if not watched else Cut(source)
+        segment = Segment(cut.source, cut.pieces)
         self._sights: list[_Sight] = []
-        for group in make_groups(source, nodes, {*outputs, *watched}):
+        for index, group in enumerate(groups):
+            if index == cut.groups:
+                segment.end_pieces(source, {*outputs, *_read(groups[index:])})
             lower(segment, group)
             for name in group.nodes[-1].outputs:
                 if name in watched:
                     self._sights.append(_sight(segment, name))
+        if cut.groups == len(groups):
+            segment.end_pieces(source, outputs)
         for name in outputs:
             segment.node = name
             segment.leave(name)
@@ -224,6 +231,10 @@ class NativePart:
         return [_array_of(binding, arrays, results) for binding in self._bindings]
 
 
+def _read(groups: Iterable[Group]) -> set[str]:
+    return {name for group in groups for node in group.nodes for name in node.inputs if name}
+
+
 def _sight(segment: Segment, name: str) -> _Sight:
     """Where a value lies once the steps so far have run."""
     buffer, layout = segment.found(name)
@@ -247,11 +258,21 @@ def _make_plan(segment: Segment, sights: Sequence[_Sight], machine: Machine) -> 
     offsets, size = place([lives[buffer] for buffer in arena])
     offset_of = dict(zip(arena, offsets, strict=True))
     buffers = [
-        Buffer(bytes_, None if buffer in segment.bindings else offset_of[homes[buffer]])
+        Buffer(
+            bytes_,
+            None if buffer in segment.bindings else offset_of[homes[buffer]],
+            segment.piece_bytes.get(buffer, 0),
+        )
         for buffer, bytes_ in enumerate(segment.sizes)
     ]
     ops = [Op(step.kind, step.inputs, step.output, step.args) for step in segment.steps]
-    return Plan(ops, buffers, size, isa=machine.isa, threads=machine.threads)
+    return Plan(ops, buffers, size, isa=machine.isa, threads=machine.threads, pieces=_pieces(segment))
+
+
+def _pieces(segment: Segment) -> Pieces:
+    """The steps for a piece come first."""
+    counts = [step.pieces for step in segment.steps if step.pieces > 1]
+    return Pieces(counts[0], len(counts)) if counts else WHOLE
 
 
 def _share(segment: Segment, sights: Sequence[_Sight]) -> list[int]:
@@ -265,7 +286,9 @@ def _share(segment: Segment, sights: Sequence[_Sight]) -> list[int]:
         source, target = step.inputs[0], step.output
         if source == target or {source, target} & segment.bindings.keys() or not step.in_place:
             continue
-        if last_read[source] == index and segment.sizes[source] == segment.sizes[target] and homes[target] == target:
+        same = segment.sizes[source] == segment.sizes[target]
+        same = same and segment.piece_bytes.get(source) == segment.piece_bytes.get(target)
+        if last_read[source] == index and same and homes[target] == target:
             homes[target] = homes[source]
     return homes
 
@@ -276,6 +299,8 @@ def _lives(segment: Segment, sights: Sequence[_Sight], homes: Sequence[int]) -> 
     for index, step in enumerate(segment.steps):
         for buffer in (*step.inputs, step.output):
             touched[homes[buffer]].append(index)
+    for buffer in segment.piece_bytes:  # written, and read, as long as there are pieces
+        touched[homes[buffer]] += [0, max(0, _pieces(segment).ops - 1)]
     for sight in sights:
         touched[homes[sight.buffer]].append(max(0, sight.step - 1))
     return {

@@ -13,7 +13,7 @@ from qtool.native.structures import copied as copied
 from qtool.native.structures import floats, ints, longs, pointers
 from qtool.native.structures import make as make
 
-ABI = 6
+ABI = 7
 MAX_INPUTS = 4
 SLACK = 4096
 """Bytes after the end of anything in the arena that kernels may read."""
@@ -312,7 +312,7 @@ class CeilingArgs(Args):
 
 class CBuffer(ctypes.Structure):
     c_name = "qt_buffer"
-    _fields_: ClassVar = [*ints("kind reserved"), *longs("offset bytes")]
+    _fields_: ClassVar = [*ints("kind reserved"), *longs("offset bytes piece_bytes")]
 
 
 class COp(ctypes.Structure):
@@ -329,7 +329,7 @@ class COp(ctypes.Structure):
 class CPlanDesc(ctypes.Structure):
     c_name = "qt_plan_desc"
     _fields_: ClassVar = [
-        *ints("abi isa threads buffer_count op_count reserved"),
+        *ints("abi isa threads buffer_count op_count pieces piece_ops reserved"),
         *longs("arena_bytes"),
         ("buffers", ctypes.POINTER(CBuffer)),
         ("ops", ctypes.POINTER(COp)),

@@ -20,10 +20,25 @@ ERROR_BYTES = 512
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory of a plan: ``bytes`` at ``offset`` of its arena, or an array of the caller where ``offset`` is None."""
+    """Memory of a plan: ``bytes`` at ``offset`` of its arena, or an array of the caller where ``offset`` is None.
+
+    Operators that run once for each piece of a batch find their bytes ``piece_bytes`` further in each.
+    """
 
     bytes: int
     offset: int | None = None
+    piece_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The first ``ops`` operators of a plan run ``count`` times, all of them for one piece before the next."""
+
+    count: int = 1
+    ops: int = 0
+
+
+WHOLE = Pieces()
 
 
 @dataclass(frozen=True)
@@ -63,10 +78,13 @@ class Plan:
         *,
         isa: str | None = None,
         threads: int = 1,
+        pieces: Pieces = WHOLE,
     ) -> None:
         self._external = tuple(buffer.bytes for buffer in buffers if buffer.offset is None)
         self._op_count = len(ops)
-        self._handle = _create(ops, buffers, arena_bytes, abi.ISAS.index(choose_isa(isa)), threads)
+        machine = (abi.ISAS.index(choose_isa(isa)), threads)
+        sizes = (len(buffers), len(ops), pieces.count, pieces.ops, 0, arena_bytes)
+        self._handle = _create(abi.CPlanDesc(abi.ABI, *machine, *sizes, _c_buffers(buffers), _c_ops(ops)))
         self._finalizer = weakref.finalize(self, library().qt_plan_free, self._handle)
 
     def run(self, *arrays: NDArray[Any]) -> None:
@@ -117,18 +135,24 @@ class Plan:
         return (ctypes.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))
 
 
-def _create(ops: Sequence[Op], buffers: Sequence[Buffer], arena_bytes: int, isa: int, threads: int) -> int:
-    c_buffers = (abi.CBuffer * max(1, len(buffers)))()
-    for i, buffer in enumerate(buffers):
-        c_buffers[i] = abi.CBuffer(int(buffer.offset is None), 0, buffer.offset or 0, buffer.bytes)
-    c_ops = (abi.COp * max(1, len(ops)))(*map(_c_op, ops))
-    desc = abi.CPlanDesc(abi.ABI, isa, threads, len(buffers), len(ops), 0, arena_bytes, c_buffers, c_ops)
+def _create(desc: abi.CPlanDesc) -> int:
     handle = ctypes.c_void_p()
     error = ctypes.create_string_buffer(ERROR_BYTES)
     status = library().qt_plan_create(ctypes.byref(desc), ctypes.byref(handle), error, ERROR_BYTES)
     _check(status, error)
     assert handle.value is not None
     return handle.value
+
+
+def _c_buffers(buffers: Sequence[Buffer]) -> ctypes.Array[abi.CBuffer]:
+    c_buffers = (abi.CBuffer * max(1, len(buffers)))()
+    for i, buffer in enumerate(buffers):
+        c_buffers[i] = abi.CBuffer(int(buffer.offset is None), 0, buffer.offset or 0, buffer.bytes, buffer.piece_bytes)
+    return c_buffers
+
+
+def _c_ops(ops: Sequence[Op]) -> ctypes.Array[abi.COp]:
+    return (abi.COp * max(1, len(ops)))(*map(_c_op, ops))
 
 
 def _c_op(op: Op) -> abi.COp:

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define QT_ABI 6
+#define QT_ABI 7
 #define QT_API __attribute__((visibility("default")))
 #define QT_MAX_INPUTS 4
 
@@ -47,6 +47,7 @@ typedef struct qt_buffer {
   int32_t reserved;
   int64_t offset;  // bytes from the arena's start, a multiple of 64
   int64_t bytes;
+  int64_t piece_bytes;  // where a plan works in pieces: from one piece to the next, 0 for the same bytes each time
 } qt_buffer;
 
 enum qt_op_kind {
@@ -377,8 +378,12 @@ typedef struct qt_op {
   const char* kernel;  // NULL, or the one kernel row to use (tests, benchmarks)
 } qt_op;
 
+// The first `piece_ops` operators run `pieces` times, the last of them before the first of the next piece: so the
+// results of a part of a batch, all of which would not fit a cache, are read while they are near.
 typedef struct qt_plan_desc {
-  int32_t abi, isa, threads, buffer_count, op_count, reserved;
+  int32_t abi, isa, threads, buffer_count, op_count;
+  int32_t pieces, piece_ops;  // 1, 0 for none
+  int32_t reserved;
   int64_t arena_bytes;
   const qt_buffer* buffers;
   const qt_op* ops;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,7 +89,9 @@ class Binding:
 
 @dataclass(frozen=True)
 class Step:
-    """One native operator, for the node ``node``. ``in_place``: the output may lie where the first input lies."""
+    """One native operator, for the node ``node``. ``in_place``: the output may lie where the first input lies.
+
+    It runs ``pieces`` times, once for each piece of the batch."""
 
     kind: Kind
     inputs: tuple[int, ...]
@@ -97,21 +99,28 @@ class Step:
     args: abi.Args
     node: str
     in_place: bool = False
+    pieces: int = 1
 
 
 class Segment:
     """The steps of one native call, and its buffers by number.
 
     Activations of int8 are held as bytes shifted by 128, from where they come in to where they leave.
+
+    The first steps may be for one of ``pieces`` pieces of the batch, with the shapes of a piece in ``source``, until
+    ``end_pieces``.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, pieces: int = 1) -> None:
         self.source = source
+        self.pieces = pieces
         self.node = ""
         """Name of the node that is being lowered."""
         self.steps: list[Step] = []
         self.sizes: list[int] = []
         self.bindings: dict[int, Binding] = {}
+        self.piece_bytes: dict[int, int] = {}
+        """Of the buffers that hold the whole batch while steps are for a piece: bytes of one piece."""
         self._forms: dict[str, dict[Layout, int]] = {}
         self._later: dict[str, tuple[Layout, Callable[[], int]]] = {}
         self._views: dict[str, View] = {}
@@ -194,7 +203,7 @@ class Segment:
         """Adds an operator; Unsupported where the library does not have its kind."""
         if not supports(kind):
             raise Unsupported(f"the native library has no {kind.name}")
-        self.steps.append(Step(kind, inputs, output, args, self.node, in_place))
+        self.steps.append(Step(kind, inputs, output, args, self.node, in_place, self.pieces))
 
     def permute(self, source: int, target: int, item: int, change: tuple[Sizes, Sizes]) -> None:
         """Adds a permutation of elements of ``item`` bytes; ``change`` is (sizes, order)."""
@@ -204,6 +213,19 @@ class Segment:
         rest = (0,) * (MAX_RANK - len(sizes))
         args = abi.make(abi.PermuteArgs, rank=len(sizes), element_bytes=item, shape=sizes + rest, order=order + rest)
         self.emit(Kind.PERMUTE, (source,), target, args)
+
+    # ---- pieces of a batch ---------------------------------------------------------------------------------------
+
+    def end_pieces(self, source: Source, kept: Collection[str]) -> None:
+        """From here on steps are for the whole batch, whose shapes ``source`` has; ``kept`` are the values that they
+        read, or that leave."""
+        forms = [self._forms_of(name) for name in kept if name in self._forms or name in self._later]
+        moving = {buffer for form in forms for buffer in form.values()}
+        moving -= {buffer for buffer, binding in self.bindings.items() if binding.role is Role.CONSTANT}
+        for buffer in moving | {buffer for buffer in self.bindings if self._is_foreign(buffer)}:
+            self.piece_bytes[buffer] = self.sizes[buffer]
+            self.sizes[buffer] *= self.pieces
+        self.source, self.pieces = source, 1
 
     # ---- the way out ---------------------------------------------------------------------------------------------
 

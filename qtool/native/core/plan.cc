@@ -26,7 +26,7 @@ const Family kFamilies[] = {
 #undef QT_FAMILY
 
 constexpr int64_t kMaxArena = int64_t{1} << 42, kMaxScratch = int64_t{1} << 34;
-constexpr int kMaxBuffers = 1 << 24, kMaxOps = 1 << 22, kMaxThreads = 1024;
+constexpr int kMaxBuffers = 1 << 24, kMaxOps = 1 << 22, kMaxThreads = 1024, kMaxPieces = 1 << 24;
 
 const qt_plan_desc& checked(const qt_plan_desc& desc) {
   require(desc.abi == QT_ABI, "the description is of another version of the library");
@@ -38,20 +38,25 @@ const qt_plan_desc& checked(const qt_plan_desc& desc) {
   require(desc.buffer_count == 0 || desc.buffers != nullptr, "there are no buffers");
   require(desc.op_count == 0 || desc.ops != nullptr, "there are no operators");
   require(desc.arena_bytes >= 0 && desc.arena_bytes <= kMaxArena, "the size of the arena is out of range");
+  require(desc.pieces >= 1 && desc.pieces <= kMaxPieces, "the number of pieces is out of range");
+  require(desc.piece_ops >= 0 && desc.piece_ops <= desc.op_count, "the number of operators of a piece is out of range");
   return desc;
 }
 
 void check_buffer(const qt_buffer& buffer, int64_t arena_bytes) {
   require(buffer.bytes >= 0, "its size is negative");
+  require(buffer.piece_bytes >= 0 && buffer.piece_bytes <= buffer.bytes, "its pieces are not within it");
   if (buffer.kind == QT_BUFFER_EXTERNAL) return;
   require(buffer.kind == QT_BUFFER_ARENA, "it has no such kind");
   require(buffer.offset >= 0 && buffer.offset % 64 == 0, "its offset is not a multiple of 64");
   require(buffer.offset <= arena_bytes && buffer.bytes <= arena_bytes - buffer.offset, "it ends after the arena");
 }
 
-void check_extent(const qt_plan_desc& desc, int buffer, int64_t need, const std::string& what) {
+// `pieces` is 1 for an operator that runs once.
+void check_extent(const qt_plan_desc& desc, int buffer, int64_t need, int64_t pieces, const std::string& what) {
   require(buffer >= 0 && buffer < desc.buffer_count, (what + " is no buffer").c_str());
   const int64_t have = desc.buffers[buffer].bytes;
+  need += checked_product({pieces - 1, desc.buffers[buffer].piece_bytes});
   if (have < need) {
     throw InvalidPlan(what + " has " + std::to_string(have) + " bytes, expected " + std::to_string(need));
   }
@@ -103,7 +108,8 @@ using qtool::InvalidPlan;
 using qtool::UnsupportedPlan;
 
 qt_plan::qt_plan(const qt_plan_desc& desc)
-    : memories_(qtool::checked(desc).threads), arena_(desc.arena_bytes), pool_(qtool::shared_pool(desc.threads)) {
+    : memories_(qtool::checked(desc).threads), arena_(desc.arena_bytes), pool_(qtool::shared_pool(desc.threads)),
+      pieces_(desc.pieces), piece_ops_(desc.piece_ops) {
   place_buffers(desc);
   make_steps(desc);
   int64_t scratch = 0;
@@ -120,7 +126,7 @@ void qt_plan::make_steps(const qt_plan_desc& desc) {
   std::vector<std::exception_ptr> errors(desc.op_count);
   pool_->parallel(desc.op_count, [&](int64_t i, int thread) {
     try {
-      steps_[i] = make_step(desc, desc.ops[i], &memories_[thread]);
+      steps_[i] = make_step(desc, static_cast<int>(i), &memories_[thread]);
     } catch (...) {
       errors[i] = std::current_exception();
     }
@@ -138,6 +144,7 @@ void qt_plan::make_steps(const qt_plan_desc& desc) {
 
 void qt_plan::place_buffers(const qt_plan_desc& desc) {
   addresses_.resize(desc.buffer_count);
+  piece_bytes_.resize(desc.buffer_count);
   for (int i = 0; i < desc.buffer_count; i++) {
     const qt_buffer& buffer = desc.buffers[i];
     try {
@@ -145,6 +152,7 @@ void qt_plan::place_buffers(const qt_plan_desc& desc) {
     } catch (const InvalidPlan& error) {
       throw InvalidPlan("buffer " + std::to_string(i) + ": " + error.what());
     }
+    piece_bytes_[i] = buffer.piece_bytes;
     if (buffer.kind == QT_BUFFER_EXTERNAL) {
       external_.push_back(i);
     } else {
@@ -153,7 +161,9 @@ void qt_plan::place_buffers(const qt_plan_desc& desc) {
   }
 }
 
-qt_plan::Step qt_plan::make_step(const qt_plan_desc& desc, const qt_op& op, qtool::Memory* memory) {
+qt_plan::Step qt_plan::make_step(const qt_plan_desc& desc, int index, qtool::Memory* memory) {
+  const qt_op& op = desc.ops[index];
+  const int64_t pieces = index < desc.piece_ops ? desc.pieces : 1;
   const qtool::Family* family = qtool::find_family(op.kind);
   if (family == nullptr) throw UnsupportedPlan("this library has no operator of kind " + std::to_string(op.kind));
   qtool::require(op.args != nullptr, "it has no arguments");
@@ -165,10 +175,10 @@ qt_plan::Step qt_plan::make_step(const qt_plan_desc& desc, const qt_op& op, qtoo
     throw InvalidPlan("got " + std::to_string(op.input_count) + " inputs, expected " + std::to_string(need.input_count));
   }
   for (int i = 0; i < op.input_count; i++) {
-    qtool::check_extent(desc, op.inputs[i], need.inputs[i], "input " + std::to_string(i));
+    qtool::check_extent(desc, op.inputs[i], need.inputs[i], pieces, "input " + std::to_string(i));
     step.inputs[i] = op.inputs[i];
   }
-  qtool::check_extent(desc, op.output, need.output, "the output");
+  qtool::check_extent(desc, op.output, need.output, pieces, "the output");
   step.input_count = op.input_count;
   step.output = op.output;
   return step;
@@ -185,17 +195,24 @@ void qt_plan::bind(void* const* external) {
 void qt_plan::run(void* const* external, double* seconds) {
   const qtool::Running running(&running_);
   bind(external);
-  run_steps(0, static_cast<int>(steps_.size()), seconds);
+  run_all(seconds);
+}
+
+void qt_plan::run_all(double* seconds) {
+  for (int64_t piece = 0; piece < pieces_; piece++) run_steps(0, piece_ops_, piece, seconds);
+  run_steps(piece_ops_, static_cast<int>(steps_.size()), 0, seconds);
 }
 
 void qt_plan::run_part(void* const* external, int first, int last) {
   const qtool::Running running(&running_);
+  qtool::require(piece_ops_ == 0, "operators that work in pieces run all together");
   qtool::require(first >= 0 && first <= last && last <= static_cast<int>(steps_.size()), "there are no such operators");
   bind(external);
-  run_steps(first, last, nullptr);
+  run_steps(first, last, 0, nullptr);
 }
 
-void qt_plan::run_steps(int first, int last, double* seconds) {
+void qt_plan::run_steps(int first, int last, int64_t piece, double* seconds) {
+  const auto address = [&](int buffer) { return addresses_[buffer] + piece * piece_bytes_[buffer]; };
   qtool::RunContext context = {};
   context.pool = pool_.get();
   context.scratch = scratch_->data();
@@ -203,8 +220,8 @@ void qt_plan::run_steps(int first, int last, double* seconds) {
   double before = seconds != nullptr ? qtool::now() : 0;
   for (int i = first; i < last; i++) {
     const Step& step = steps_[i];
-    for (int j = 0; j < step.input_count; j++) context.inputs[j] = addresses_[step.inputs[j]];
-    context.output = addresses_[step.output];
+    for (int j = 0; j < step.input_count; j++) context.inputs[j] = address(step.inputs[j]);
+    context.output = address(step.output);
     try {
       step.op->run(context);
     } catch (const InvalidPlan& error) {  // of what it was given

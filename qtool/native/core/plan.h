@@ -28,7 +28,7 @@ struct qt_plan {
 
   // Adds the seconds of each operator to `seconds` where that is not NULL.
   void run(void* const* external, double* seconds);
-  void run_part(void* const* external, int first, int last);  // operators first .. last - 1
+  void run_part(void* const* external, int first, int last);  // operators first .. last - 1, not of one with pieces
   const void* address(int buffer) const;                      // NULL for an external buffer, and for none
   const char* kernel(int op) const;  // NULL for an operator it does not have
   int64_t bytes() const;
@@ -43,15 +43,19 @@ struct qt_plan {
 
   void place_buffers(const qt_plan_desc& desc);
   void make_steps(const qt_plan_desc& desc);
-  Step make_step(const qt_plan_desc& desc, const qt_op& op, qtool::Memory* memory);
+  Step make_step(const qt_plan_desc& desc, int index, qtool::Memory* memory);
   void bind(void* const* external);
-  void run_steps(int first, int last, double* seconds);
+  void run_all(double* seconds);
+  void run_steps(int first, int last, int64_t piece, double* seconds);
 
   std::atomic<bool> running_{false};
   std::vector<qtool::Memory> memories_;  // of each thread that packs weights
   qtool::Block arena_;
   std::shared_ptr<qtool::ThreadPool> pool_;
   std::vector<uint8_t*> addresses_;  // of the buffers; those of external ones change with each run
+  std::vector<int64_t> piece_bytes_;
+  int64_t pieces_;
+  int piece_ops_;
   std::vector<int> external_;        // the external buffers in order
   std::vector<Step> steps_;
   std::unique_ptr<qtool::Block> scratch_;
