@@ -53,6 +53,7 @@ struct RunContext {
   ThreadPool* pool;
   uint8_t* scratch;        // scratch_bytes() for each thread, 64-byte aligned
   int64_t scratch_stride;  // from one thread's scratch to the next
+  bool backwards;          // a hint: to walk weights from the last on, as those read last may still be in a cache
 };
 
 // The bytes of its buffers that an operator reads and writes; the plan checks that the buffers are as large.

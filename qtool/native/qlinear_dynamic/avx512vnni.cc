@@ -15,6 +15,14 @@ static inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i q, _
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(q), "v"(w));
 }
 
+// The lines of a row of results, which are in no cache where they are many: a store that misses waits for its line, and
+// all the later ones with it.
+template <int V>
+static inline __attribute__((always_inline)) void fetch_row(const float* out) {
+  UNROLL for (int v = 0; v < V; ++v) __asm__ volatile("prefetchw %0" : : "m"(out[v * kLanes]));
+  __asm__ volatile("prefetchw %0" : : "m"(out[V * kLanes - 1]));
+}
+
 template <int R, int V>
 static inline __attribute__((always_inline)) void finish(const QlinearDynamicTile& tile, const __m512i (&sum)[R][V]) {
   UNROLL for (int v = 0; v < V; ++v) {
@@ -34,6 +42,7 @@ static void run_tile(const QlinearDynamicTile& tile) {
   const int8_t* weight = tile.weight;
   for (int64_t k = 0; k < tile.groups; ++k, weight += V * 64) {
     if (R >= 4) _mm_prefetch(tile.prefetch + k * 64, _MM_HINT_T0);  // measured better than to the L2 cache alone
+    if (k % 8 == 0 && k < 8 * R) fetch_row<V>(tile.out + k / 8 * tile.pitch);
     __m512i w[V];
     UNROLL for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(weight + v * 64);
     UNROLL for (int r = 0; r < R; ++r) {

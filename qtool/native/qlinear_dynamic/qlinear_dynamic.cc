@@ -156,12 +156,15 @@ void QlinearDynamic::multiply(const RunContext& context, const RowBlock& block) 
   const int64_t work = block.rows * args_.in_features * args_.out_features / row_parts;
   const int64_t panel_parts = std::min(panels, std::max<int64_t>(1, work / kChunkWork));
   context.pool->parallel(row_parts * panel_parts, [&](int64_t chunk, int) {
-    const int64_t row_part = chunk % row_parts, panel_part = chunk / row_parts;
+    const int64_t row_part = chunk % row_parts, in_order = chunk / row_parts;
+    const int64_t panel_part = context.backwards ? panel_parts - 1 - in_order : in_order;
     const int64_t begin = part_begin(block.rows, row_parts, row_part);
     const int64_t end = part_begin(block.rows, row_parts, row_part + 1);
+    const int64_t first = part_begin(panels, panel_parts, panel_part);
     const int64_t last = part_begin(panels, panel_parts, panel_part + 1);
-    for (int64_t p = part_begin(panels, panel_parts, panel_part); p < last; p++) {
-      run_panel(block, begin, end, panels_[p], static_cast<float*>(context.output));
+    for (int64_t p = first; p < last; p++) {
+      const Panel& panel = panels_[context.backwards ? first + last - 1 - p : p];
+      run_panel(block, begin, end, panel, static_cast<float*>(context.output));
     }
   });
 }

@@ -73,10 +73,11 @@ std::unique_ptr<Op> make_float(const qt_recurrent_args& args, const RecurrentPro
 RecurrentProduct::RecurrentProduct(const qt_recurrent_args& args, const Part& part, const MakeContext& context)
     : op_(args.dynamic != 0 ? make_dynamic(args, part, context) : make_float(args, part, context)) {}
 
-void RecurrentProduct::run(const RunContext& context, const float* x, float* y) const {
+void RecurrentProduct::run(const RunContext& context, const float* x, float* y, bool backwards) const {
   RunContext own = context;
   own.inputs[0] = x;
   own.output = y;
+  own.backwards = backwards;
   op_->run(own);
 }
 

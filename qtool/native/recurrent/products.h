@@ -19,7 +19,7 @@ class RecurrentProduct {
   };
 
   RecurrentProduct(const qt_recurrent_args& args, const Part& part, const MakeContext& context);
-  void run(const RunContext& context, const float* x, float* y) const;
+  void run(const RunContext& context, const float* x, float* y, bool backwards = false) const;
   int64_t scratch_bytes() const { return op_->scratch_bytes(); }
   int64_t packed_bytes() const { return op_->packed_bytes(); }
 

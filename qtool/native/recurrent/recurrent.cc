@@ -242,7 +242,7 @@ void Recurrent::step(const RunContext& context, const Places& at, int direction,
     }
     source = at.masked;
   }
-  own.state[0].run(context, source, at.product);
+  own.state[0].run(context, source, at.product, time % 2 != 0);
   const int64_t product_units = resets_first() ? 2 * n : units_;
   const auto row_of = [&](int64_t s) {
     const int64_t x_row = a_.batch_first != 0 ? s * a_.time + time : time * batch + s;
