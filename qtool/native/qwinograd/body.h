@@ -45,15 +45,11 @@ void transform(const QwinogradInput& input) {
 INLINE Words low_bytes(Words w) { return (Words)((SignedWords)(w << 8) >> 8); }
 INLINE Words high_bytes(Words w) { return (Words)((SignedWords)w >> 8); }
 
-// U of rows Y and Z of the grid, of the `pairs` from `weight` on. The first pass over a panel brings the next one,
-// which lies `ahead`, nearer.
+// U of rows Y and Z of the grid, of the `pairs` from `weight` on.
 template <int kSize, int Y, int Z>
-void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t pitch, int64_t ahead) {
+void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t pitch) {
   constexpr int n = kSize + 2;
   for (const int8_t* end = weight + pairs * 9 * kPair; weight != end; weight += 9 * kPair, u += kPair) {
-    if (Y == 0) {
-      UNROLL for (int line = 0; line < 9 * kPair; line += 64) __builtin_prefetch(weight + ahead + line, 0, 2);
-    }
     UNROLL for (int v = 0; v < 2; v++) {
       Words first[3], second[3], in[3], out[n];
       UNROLL for (int x = 0; x < 3; x++) {
@@ -75,7 +71,7 @@ void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t p
 }
 
 // Rows that have most of their sums in common; all rows of the grid, two by two.
-using TransformWeight = void (*)(const int8_t*, int64_t, int16_t*, int64_t, int64_t);
+using TransformWeight = void (*)(const int8_t*, int64_t, int16_t*, int64_t);
 struct Rows {
   int rows[2];
   TransformWeight transform;
@@ -101,14 +97,22 @@ INLINE void multiply_position(Product product, int64_t tiles) {
   }
 }
 
+// A part of the weights behind these, which come next. One pass over all of them would wait for the memory.
+INLINE void fetch_part(const int8_t* weight, int64_t bytes, int part, int parts) {
+  const int8_t* end = weight + bytes * (part + 1) / parts;
+  for (weight += bytes * part / parts; weight < end; weight += 64) __builtin_prefetch(weight, 0, 2);
+}
+
 // U of two rows of the grid is made when it is wanted, and so is in a cache.
 template <int kSize>
 void multiply(const QwinogradJob& job) {
   constexpr int n = kSize + 2;
   for (int64_t first = 0; first < job.pairs; first += job.block) {
     const int64_t pairs = job.pairs - first < job.block ? job.pairs - first : job.block;
+    const int8_t* next = job.panel->weight + (job.pairs + first) * 9 * kPair;
+    int part = 0;
     for (const Rows& two : kGrid<kSize>) {
-      two.transform(job.panel->weight + first * 9 * kPair, pairs, job.u, job.u_pitch, job.pairs * 9 * kPair);
+      two.transform(job.panel->weight + first * 9 * kPair, pairs, job.u, job.u_pitch);
       for (int i = 0; i < 2 * n; i++) {
         const int y = two.rows[i / n], x = i % n;
         const QwinogradRange range = qwinograd_range(job.counts, n, y, x);
@@ -121,6 +125,7 @@ void multiply(const QwinogradJob& job) {
         product.m_step = kTile<kSize>;
         product.adds = first > 0;
         multiply_position(product, range.end - range.begin);
+        fetch_part(next, pairs * 9 * kPair, part++, n * n);
       }
     }
   }
