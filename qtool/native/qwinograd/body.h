@@ -20,25 +20,35 @@ constexpr int kColumns = 2 * kLanes, kPair = 2 * kColumns;
 template <int kSize>
 constexpr int kTile = (kSize + 2) * (kSize + 2) * kColumns;  // of M
 
-template <int kSize>
-void transform(const QwinogradInput& input) {
+template <int kSize, bool kFewRows, bool kFewColumns>
+void transform_tile(const QwinogradInput& input, int64_t t) {
   constexpr int n = kSize + 2;
   const Words zero = Words{} + (uint16_t)input.x_zero;
-  for (int64_t t = 0; t < input.tiles; t++) {
-    const uint8_t* const* pixels = input.pixels + t * n * n;
-    int16_t* v = input.v + t * input.channels;
-    for (int64_t i = 0; i < input.channels; i += 2 * kLanes) {
-      Words half[n][n], in[n], out[n];
-      UNROLL for (int x = 0; x < n; x++) {
-        UNROLL for (int y = 0; y < n; y++) in[y] = words_of(pixels[y * n + x] + i) - zero;
-        Winograd<kSize>::input(in, out);
-        UNROLL for (int y = 0; y < n; y++) half[y][x] = out[y];
-      }
-      UNROLL for (int y = 0; y < n; y++) {
-        Winograd<kSize>::input(half[y], out);
-        UNROLL for (int x = 0; x < n; x++) *(Words*)(v + (y * n + x) * input.pitch + i) = out[x];
-      }
+  const uint8_t* const* pixels = input.pixels + t * n * n;
+  int16_t* v = input.v + t * input.channels;
+  for (int64_t i = 0; i < input.channels; i += 2 * kLanes) {
+    Words half[n][n], in[n], out[n];
+    UNROLL for (int x = 0; x < n; x++) {
+      UNROLL for (int y = 0; y < n; y++) in[y] = words_of(pixels[y * n + x] + i) - zero;
+      Steps<kSize, kFewRows>::input(in, out);
+      UNROLL for (int y = 0; y < n; y++) half[y][x] = out[y];
     }
+    UNROLL for (int y = 0; y < n; y++) {
+      Steps<kSize, kFewColumns>::input(half[y], out);
+      UNROLL for (int x = 0; x < n; x++) *(Words*)(v + (y * n + x) * input.pitch + i) = out[x];
+    }
+  }
+}
+
+template <int kSize>
+void transform(const QwinogradInput& input) {
+  using Transform = void (*)(const QwinogradInput&, int64_t);
+  static constexpr Transform kTransform[2][2] = {
+      {transform_tile<kSize, false, false>, transform_tile<kSize, false, true>},
+      {transform_tile<kSize, true, false>, transform_tile<kSize, true, true>}};
+  for (int64_t t = 0; t < input.tiles; t++) {
+    const QwinogradTile& tile = input.tile[t];
+    kTransform[qwinograd_few(kSize, tile.rows)][qwinograd_few(kSize, tile.columns)](input, t);
   }
 }
 
@@ -115,7 +125,7 @@ void multiply(const QwinogradJob& job) {
       two.transform(job.panel->weight + first * 9 * kPair, pairs, job.u, job.u_pitch);
       for (int i = 0; i < 2 * n; i++) {
         const int y = two.rows[i / n], x = i % n;
-        const QwinogradRange range = qwinograd_range(job.counts, n, y, x);
+        const QwinogradRange range = qwinograd_range(job.counts, y, x);
         Product product = {};
         product.v = (const int32_t*)(job.v + (y * n + x) * job.v_pitch + range.begin * job.channels + first * 2);
         product.step = job.channels / 2;
@@ -132,22 +142,22 @@ void multiply(const QwinogradJob& job) {
 }
 
 // A' M A by columns, which leaves the rows to do: M of a tile, kLanes channels.
-template <int kSize>
+template <int kSize, bool kFew>
 INLINE void half_output(const int32_t* m, Numbers (&half)[kSize][kSize + 2]) {
   constexpr int n = kSize + 2;
   UNROLL for (int x = 0; x < n; x++) {
     Numbers in[n], out[kSize];
     UNROLL for (int y = 0; y < n; y++) in[y] = *(const Numbers*)(m + (y * n + x) * kColumns);
-    Winograd<kSize>::output(in, out);
+    Steps<kSize, kFew>::output(in, out);
     UNROLL for (int y = 0; y < kSize; y++) half[y][x] = out[y];
   }
 }
 
 // The sums of a row of pixels.
-template <int kSize>
+template <int kSize, bool kFew>
 INLINE void row_sums(const Numbers (&half)[kSize + 2], Numbers start, Register (&sum)[kSize][1]) {
   Numbers out[kSize];
-  Winograd<kSize>::output(half, out);
+  Steps<kSize, kFew>::output(half, out);
   UNROLL for (int x = 0; x < kSize; x++) {
     const SignedNumbers scaled = (SignedNumbers)Winograd<kSize>::without_odd(out[x]);
     sum[x][0] = (Register)((Numbers)(scaled >> Winograd<kSize>::kShift) + start);
@@ -155,15 +165,15 @@ INLINE void row_sums(const Numbers (&half)[kSize + 2], Numbers start, Register (
 }
 
 // kLanes channels of a tile to bytes, by what qconv ends a tile with.
-template <int kSize>
+template <int kSize, bool kFewRows, bool kFewColumns>
 INLINE void finish_channels(const QconvJob& end, const QwinogradJob& job, const QwinogradTile& tile, const int32_t* m) {
   const Numbers start = *(const Numbers*)end.start;
   Numbers half[kSize][kSize + 2];
-  half_output<kSize>(m, half);
+  half_output<kSize, kFewRows>(m, half);
   UNROLL for (int y = 0; y < kSize; y++) {
     if (y == tile.rows) break;
     Register sum[kSize][1];
-    row_sums<kSize>(half[y], start, sum);
+    row_sums<kSize, kFewColumns>(half[y], start, sum);
     int64_t outputs[kSize];
     UNROLL for (int x = 0; x < kSize; x++) outputs[x] = tile.output + y * job.line + x * job.pixel;
     QconvTile line = {};
@@ -176,11 +186,25 @@ INLINE void finish_channels(const QconvJob& end, const QwinogradJob& job, const 
   }
 }
 
+// The same of a tile over an edge.
+template <int kSize, bool kFewRows, bool kFewColumns>
+void finish_few(const QconvJob& end, const QwinogradJob& job, const QwinogradTile& tile, const int32_t* m) {
+  finish_channels<kSize, kFewRows, kFewColumns>(end, job, tile, m);
+}
+
+template <int kSize>
+INLINE void finish_any(const QconvJob& end, const QwinogradJob& job, const QwinogradTile& tile, const int32_t* m) {
+  const bool few_rows = qwinograd_few(kSize, tile.rows), few_columns = qwinograd_few(kSize, tile.columns);
+  if (!few_rows && !few_columns) return finish_channels<kSize, false, false>(end, job, tile, m);
+  if (!few_columns) return finish_few<kSize, true, false>(end, job, tile, m);
+  return few_rows ? finish_few<kSize, true, true>(end, job, tile, m) : finish_few<kSize, false, true>(end, job, tile, m);
+}
+
 template <int kSize>
 void finish_tiles(const QwinogradJob& job) {
   const QwinogradPanel& panel = *job.panel;
   const QconvFinish f = *job.finish;  // a copy, since a store of bytes might change all else
-  const int64_t tiles = qwinograd_range(job.counts, kSize + 2, 0, 0).end;
+  const int64_t tiles = qwinograd_range(job.counts, 0, 0).end;
   for (int at = 0; at < panel.columns; at += kLanes) {
     QconvJob end = {};
     end.columns = panel.columns - at < kLanes ? panel.columns - at : kLanes;
@@ -190,7 +214,7 @@ void finish_tiles(const QwinogradJob& job) {
     end.finish = &f;
     end.residual = job.residual != NULL ? job.residual + at : NULL;
     end.out = job.out + at;
-    for (int64_t t = 0; t < tiles; t++) finish_channels<kSize>(end, job, job.tiles[t], job.m + t * kTile<kSize> + at);
+    for (int64_t t = 0; t < tiles; t++) finish_any<kSize>(end, job, job.tiles[t], job.m + t * kTile<kSize> + at);
   }
 }
 

@@ -7,8 +7,11 @@ namespace {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows of the grids of all tiles of a picture, one less for a tile that reaches over the edge.
-int64_t grid_rows(int64_t out, int64_t size) { return out / size * (size + 2) + (out % size != 0 ? size + 1 : 0); }
+// Rows of the grids of all tiles of a picture.
+int64_t grid_rows(int64_t out, int size) {
+  const int left = static_cast<int>(out % size);
+  return out / size * (size + 2) + (left != 0 ? __builtin_popcount(qwinograd_taken(size, left)) : 0);
+}
 
 // Pairs of an output row and a kernel row that see the picture.
 int64_t rows_seen(int64_t in, int64_t out, int64_t pad) {

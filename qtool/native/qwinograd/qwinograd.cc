@@ -57,6 +57,7 @@ class Qwinograd final : public Op {
   Chunk chunk_in(uint8_t* scratch) const;
   void run_chunk(const RunContext& context, int64_t chunk, int thread) const;
   void place_tiles(const uint8_t* x, int64_t first, int64_t end, Chunk* chunk) const;
+  QwinogradCounts no_tiles() const;
   int64_t* count_of(int64_t index, QwinogradCounts* counts) const;
   void place_tile(const uint8_t* x, int64_t index, const uint8_t** pixels, QwinogradTile* tile) const;
   void transform(const Chunk& chunk) const;
@@ -145,6 +146,14 @@ void Qwinograd::run_chunk(const RunContext& context, int64_t index, int thread) 
   run_panels(context, chunk, first, part_begin(panels, panel_parts_, panel_part + 1));
 }
 
+QwinogradCounts Qwinograd::no_tiles() const {
+  const auto taken = [&](int64_t outputs) {
+    const int64_t left = outputs % size_;
+    return qwinograd_taken(static_cast<int>(size_), static_cast<int>(left != 0 ? left : size_));
+  };
+  return {0, 0, 0, 0, taken(out_height_), taken(out_width_)};
+}
+
 // The count of the tiles that are of this one's kind.
 int64_t* Qwinograd::count_of(int64_t index, QwinogradCounts* counts) const {
   const bool below = (index / columns_ % lines_ + 1) * size_ > out_height_;
@@ -154,9 +163,10 @@ int64_t* Qwinograd::count_of(int64_t index, QwinogradCounts* counts) const {
 }
 
 void Qwinograd::place_tiles(const uint8_t* x, int64_t first, int64_t end, Chunk* chunk) const {
-  QwinogradCounts& counts = chunk->counts;
+  QwinogradCounts& counts = chunk->counts = no_tiles();
   for (int64_t index = first; index < end; index++) ++*count_of(index, &counts);
-  QwinogradCounts at = {0, counts.bottom, counts.bottom + counts.whole, counts.bottom + counts.whole + counts.right};
+  const int64_t whole_end = counts.bottom + counts.whole;
+  QwinogradCounts at = {0, counts.bottom, whole_end, whole_end + counts.right, 0, 0};
   for (int64_t index = first; index < end; index++) {
     const int64_t t = (*count_of(index, &at))++;
     place_tile(x, index, chunk->pixels + t * positions(), chunk->tiles + t);
@@ -181,6 +191,7 @@ void Qwinograd::place_tile(const uint8_t* x, int64_t index, const uint8_t** pixe
 void Qwinograd::transform(const Chunk& chunk) const {
   QwinogradInput input = {};
   input.pixels = chunk.pixels;
+  input.tile = chunk.tiles;
   input.tiles = tiles_of(chunk.counts);
   input.channels = channels_;
   input.x_zero = x_zero_;

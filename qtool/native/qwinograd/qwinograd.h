@@ -29,8 +29,16 @@
 // of channels: it would be 4 or 8 times as large, and reading it from memory takes longer than making it. As int16
 // [p][i / 2][columns][i % 2] it lies in the caches.
 //
-// The last row and column of the grid serve only the last row and column of a tile's outputs: tiles that reach over the
-// edge go without them. So that those of a position are neighbours, tiles are sorted by the edges that they reach over.
+// Tiles that reach over the lower or the right edge have fewer outputs there and go without some rows or columns of the
+// grid: the last one serves the last output alone. Of four outputs, one or two need the points 0, +-1 and infinity only:
+// rows 0, 1, 2 and 5 of the grid, for which G stays as it is, and
+//
+//         1  0 -1  0  0  0
+//   B' =  0  1  1  0  0  0                    4  12  12  0  0  0
+//         0 -1  1  0  0  0               A' = 0  12 -12  0  0  4
+//         0 -1  0  1  0  0   in row 5
+//
+// So that those of a position are neighbours, tiles are sorted by the edges that they reach over.
 //
 // This header is all that an instruction set file includes of the family.
 #pragma once
@@ -41,26 +49,38 @@
 
 namespace qtool {
 
-// How many tiles of a chunk there are of each kind, in this order.
+// How many tiles of a chunk there are of each kind, in this order; and which rows or columns of the grid, a bit each, are
+// taken by those that reach over an edge.
 struct QwinogradCounts {
   int64_t bottom, whole, right, corner;  // reach over the lower edge, none, the right edge, both
+  uint32_t rows, columns;
 };
+
+// Whether so many of `size` outputs in a row or column are computed by the matrices for one or two.
+static inline bool qwinograd_few(int size, int outputs) { return size == 4 && outputs <= 2; }
+
+// The rows of the grid for so many of `size` outputs.
+static inline uint32_t qwinograd_taken(int size, int outputs) {
+  if (qwinograd_few(size, outputs)) return outputs == 2 ? 1u << 0 | 1u << 1 | 1u << 2 | 1u << 5 : 1u << 0 | 1u << 1 | 1u << 2;
+  return (1u << (size + (outputs == size ? 2 : 1))) - 1;
+}
 
 struct QwinogradTile {
   int64_t output;         // where its first pixel begins in the output
   int32_t rows, columns;  // pixels to write, at most m x m: the last tiles may reach over the edge
 };
 
-// Tiles begin .. end - 1 have the position in row y and column x of the n x n grid.
+// Tiles begin .. end - 1 have the position in row y and column x of the grid.
 struct QwinogradRange {
   int64_t begin, end;
 };
 
-static inline QwinogradRange qwinograd_range(const QwinogradCounts& counts, int n, int y, int x) {
+static inline QwinogradRange qwinograd_range(const QwinogradCounts& counts, int y, int x) {
+  const bool below = counts.rows >> y & 1, beside = counts.columns >> x & 1;
   const int64_t whole_end = counts.bottom + counts.whole, right_end = whole_end + counts.right;
-  const int64_t begin = y == n - 1 ? counts.bottom : 0;
-  if (x == n - 1) return {begin, whole_end};
-  return {begin, y == n - 1 ? right_end : right_end + counts.corner};
+  const int64_t begin = below ? 0 : counts.bottom;
+  if (!beside) return {begin, whole_end};
+  return {begin, below ? right_end + counts.corner : right_end};
 }
 
 struct QwinogradPanel {
@@ -75,6 +95,7 @@ struct QwinogradPanel {
 // What the tiles see: V[p, t, i] is to be at v[p * pitch + t * channels + i].
 struct QwinogradInput {
   const uint8_t* const* pixels;  // [tiles][n * n], channel 0 of each; those outside lead to bytes of x_zero
+  const QwinogradTile* tile;     // [tiles]
   int64_t tiles, channels;       // channels are a multiple of the kernel's: what lies beyond meets weights of 0
   int x_zero;
   int16_t* v;  // 64-byte aligned

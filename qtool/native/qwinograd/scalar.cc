@@ -29,18 +29,39 @@ struct Matrices<4> {
   static constexpr int kWeight[6][3] = {{6, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
   static constexpr int kOutput[4][6] = {
       {1, -4, -4, 1, 1, 0}, {0, -4, 4, 2, -2, 0}, {0, -4, -4, 4, 4, 0}, {0, -4, 4, 8, -8, 4}};
+  static constexpr int kFewInput[6][6] = {{1, 0, -1, 0, 0, 0}, {0, 1, 1, 0, 0, 0}, {0, -1, 1, 0, 0, 0},
+                                          {},                  {},                 {0, -1, 0, 1, 0, 0}};
+  static constexpr int kFewOutput[4][6] = {{4, 12, 12, 0, 0, 0}, {0, 12, -12, 0, 0, 4}, {}, {}};
 };
+
+// Of tiles with so many outputs in a column or row.
+template <int kSize>
+const int (&input_matrix(int outputs))[kSize + 2][kSize + 2] {
+  if constexpr (kSize == 4) {
+    if (qwinograd_few(kSize, outputs)) return Matrices<4>::kFewInput;
+  }
+  return Matrices<kSize>::kInput;
+}
+
+template <int kSize>
+const int (&output_matrix(int outputs))[kSize][kSize + 2] {
+  if constexpr (kSize == 4) {
+    if (qwinograd_few(kSize, outputs)) return Matrices<4>::kFewOutput;
+  }
+  return Matrices<kSize>::kOutput;
+}
 
 template <int kSize>
 void transform(const QwinogradInput& input) {
   constexpr int n = kSize + 2;
-  const auto& matrix = Matrices<kSize>::kInput;
   for (int64_t t = 0; t < input.tiles; t++) {
+    const auto& rows = input_matrix<kSize>(input.tile[t].rows);
+    const auto& columns = input_matrix<kSize>(input.tile[t].columns);
     for (int64_t i = 0; i < input.channels; i++) {
       for (int p = 0; p < n * n; p++) {
         int v = 0;
         for (int q = 0; q < n * n; q++) {
-          v += matrix[p / n][q / n] * matrix[p % n][q % n] * (input.pixels[t * n * n + q][i] - input.x_zero);
+          v += rows[p / n][q / n] * columns[p % n][q % n] * (input.pixels[t * n * n + q][i] - input.x_zero);
         }
         input.v[p * input.pitch + t * input.channels + i] = static_cast<int16_t>(v);
       }
@@ -70,7 +91,7 @@ template <int kSize>
 void multiply(const QwinogradJob& job, int64_t first, int64_t pairs, int y) {
   constexpr int n = kSize + 2;
   for (int x = 0; x < n; x++) {
-    const QwinogradRange range = qwinograd_range(job.counts, n, y, x);
+    const QwinogradRange range = qwinograd_range(job.counts, y, x);
     for (int64_t t = range.begin; t < range.end; t++) {
       const int16_t* v = job.v + (y * n + x) * job.v_pitch + t * job.channels + first * 2;
       for (int c = 0; c < kColumns; c++) {
@@ -89,10 +110,12 @@ template <int kSize>
 int32_t sum_at(const QwinogradJob& job, int64_t tile, int y, int x, int c) {
   using Matrix = Matrices<kSize>;
   constexpr int n = kSize + 2;
+  const auto& rows = output_matrix<kSize>(job.tiles[tile].rows);
+  const auto& columns = output_matrix<kSize>(job.tiles[tile].columns);
   uint32_t sum = 0;
   for (int p = 0; p < n * n; p++) {
     const uint32_t m = static_cast<uint32_t>(job.m[(tile * n * n + p) * kColumns + c]);
-    sum += static_cast<uint32_t>(Matrix::kOutput[y][p / n] * Matrix::kOutput[x][p % n]) * m;
+    sum += static_cast<uint32_t>(rows[y][p / n] * columns[x][p % n]) * m;
   }
   const int32_t exact = static_cast<int32_t>(sum * Matrix::kInverse) >> Matrix::kShift;
   return static_cast<int32_t>(static_cast<uint32_t>(exact) + static_cast<uint32_t>(job.panel->start[c]));
@@ -108,7 +131,7 @@ void run(const QwinogradJob& job) {
     }
   }
   const QwinogradPanel& panel = *job.panel;
-  for (int64_t t = 0; t < qwinograd_range(job.counts, kSize + 2, 0, 0).end; t++) {
+  for (int64_t t = 0; t < qwinograd_range(job.counts, 0, 0).end; t++) {
     const QwinogradTile& tile = job.tiles[t];
     for (int y = 0; y < tile.rows; y++) {
       for (int x = 0; x < tile.columns; x++) {

@@ -89,5 +89,30 @@ struct Winograd<4> {
   }
 };
 
+// Along rows or columns of which a tile has one or two outputs of four. The points are a part of those above, so that the
+// weights' transform is, too.
+template <int kSize, bool kFew>
+struct Steps : Winograd<kSize> {};
+
+template <>
+struct Steps<4, true> {
+  template <typename T>
+  INLINE void input(const T (&d)[6], T (&t)[6]) {
+    t[0] = d[0] - d[2];
+    t[1] = d[1] + d[2];
+    t[2] = d[2] - d[1];
+    t[3] = t[4] = T{};  // not taken
+    t[5] = d[3] - d[1];
+  }
+
+  template <typename T>
+  INLINE void output(const T (&m)[6], T (&y)[4]) {
+    const T sum = m[1] + m[2], difference = m[1] - m[2];
+    y[0] = (m[0] + sum + (sum << 1)) << 2;
+    y[1] = (m[5] + difference + (difference << 1)) << 2;
+    y[2] = y[3] = T{};
+  }
+};
+
 }  // namespace
 }  // namespace qtool
