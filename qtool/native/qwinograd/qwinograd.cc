@@ -99,12 +99,13 @@ Qwinograd::Qwinograd(const qt_conv_args& a, const Row<const QwinogradKernel*>& r
   u_pitch_ = odd_lines(kBlockPairs * row.kernel->columns * 4) / 2;
 }
 
-// A thread is given a part of the tiles or, where the weights are more than the activations, of the weights.
+// A thread is given a part of the tiles, where each transforms the weights, or of the panels, where each transforms the
+// input, which partly comes from the other threads' caches: measured better with half as many weights as activations.
 void Qwinograd::cut_chunks(const qt_conv_args& args, int64_t threads) {
   const int64_t panels = panels_.size();
   row_parts_ = ceil_div(tiles_, qwinograd_chunk_tiles(args, *row_.kernel));
   const bool even = panels % threads == 0 || panels >= 4 * threads;
-  if (threads > 1 && even && 9 * in_channels_ * out_channels_ > extents_.inputs[0] + extents_.output) {
+  if (threads > 1 && even && 2 * 9 * in_channels_ * out_channels_ > extents_.inputs[0] + extents_.output) {
     panel_parts_ = std::min(panels, threads);  // no more: each transforms the input again
   } else if (threads > 1) {
     const int64_t even_parts = round_up(std::max(row_parts_, kChunks * threads), threads);
