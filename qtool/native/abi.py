@@ -13,7 +13,7 @@ from qtool.native.structures import copied as copied
 from qtool.native.structures import floats, ints, longs, pointers
 from qtool.native.structures import make as make
 
-ABI = 6
+ABI = 7
 MAX_INPUTS = 4
 SLACK = 4096
 """Bytes after the end of anything in the arena that kernels may read."""
@@ -291,7 +291,7 @@ class TquantArgs(Args):
 
 class HistogramArgs(Args):
     c_name = "qt_histogram_args"
-    _fields_: ClassVar = [*longs("count"), *ints("bins reserved")]
+    _fields_: ClassVar = [*longs("count"), *ints("bins dyadic")]
 
 
 class TclampArgs(Args):

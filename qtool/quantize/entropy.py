@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.native.statistics import Counts
 from qtool.quantize.clipping import ClippingObserver
-from qtool.quantize.dyadic import HALF, Counts, fold
+from qtool.quantize.dyadic import HALF, fold
 from qtool.quantize.qparams import quant_limits
 
 _FINENESS = 16  # bins a level of the widest range, at most
