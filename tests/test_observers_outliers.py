@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from observer_cases import affine, numbers, observed, wave
 
 from qtool.quantize.dyadic import DyadicHistogram
+from qtool.quantize.loops import Loops
 from qtool.quantize.mse import squared_errors
 from qtool.quantize.qparams import quant_limits
 from qtool.recipe.schema import ObserverConfig, QDType, Scheme
@@ -19,7 +20,7 @@ from qtool.recipe.schema import ObserverConfig, QDType, Scheme
 def test_dyadic_histogram_counts_each_value_once(batches) -> None:
     histogram = DyadicHistogram()
     for x in batches:
-        histogram.add(x, np.abs(x).max())
+        histogram.add(x, np.abs(x).max(), Loops())
     every = np.concatenate(batches)
     half = histogram.counts.size // 2
     expected = np.floor(every.astype(np.float64) / histogram.width).astype(int) + half

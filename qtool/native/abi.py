@@ -291,7 +291,7 @@ class TquantArgs(Args):
 
 class HistogramArgs(Args):
     c_name = "qt_histogram_args"
-    _fields_: ClassVar = [*longs("count"), *ints("bins reserved")]
+    _fields_: ClassVar = [*longs("count"), *ints("bins dyadic")]
 
 
 class TclampArgs(Args):

@@ -16,15 +16,16 @@ from qtool.native.plan import Buffer, Op, Plan, choose_isa
 Floats = NDArray[np.float32]
 
 MOST_PLANS = 512
-"""Plans that are kept; the one that was used longest ago goes first."""
+"""Plans that are kept where nothing else is said; the one that was used longest ago goes first."""
 
 
 class Operators:
-    """Runs operators one by one; ``threads`` and ``isa`` are those of every plan."""
+    """Runs operators one by one; ``threads`` and ``isa`` are those of every plan; the ``most`` used last are kept."""
 
-    def __init__(self, threads: int = 1, isa: str | None = None) -> None:
+    def __init__(self, threads: int = 1, isa: str | None = None, most: int = MOST_PLANS) -> None:
         self.threads = threads
         self.isa = choose_isa(isa)
+        self._most = most
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         Plan([], [], 0, isa=self.isa, threads=threads)  # says now what is wrong with the arguments, or the library
 
@@ -39,7 +40,7 @@ class Operators:
             op = Op(kind, tuple(range(last)), last, args())
             found = Plan([op], [Buffer(array.nbytes) for array in arrays], 0, isa=self.isa, threads=self.threads)
             self._plans[kind, key] = found
-            if len(self._plans) > MOST_PLANS:
+            if len(self._plans) > self._most:
                 self._plans.popitem(last=False)
         else:
             self._plans.move_to_end((kind, key))

@@ -7,8 +7,8 @@
 // Every function may be called from any thread; one plan runs one inference at a time.
 //
 // Operators may read up to 4096 bytes past the end of what they read in the arena, which has as much behind it. External
-// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL, QMATMUL, SPOOL and those of training
-// (QT_OP_T...) exactly; any other operator needs that slack there too.
+// buffers are read by QUANTIZE, DEQUANTIZE, COPY, PERMUTE, GATHER, MOVE, SMATMUL, QMATMUL, SPOOL, HISTOGRAM and those of
+// training (QT_OP_T...) exactly; any other operator needs that slack there too.
 // The output of LUT, SUNARY, QBINARY, SBINARY, SAFFINE, TAFFINE, TFAKE_QUANT, TCLAMP and TADD may be the very
 // bytes of their first input; every other output must lie apart from the inputs.
 #ifndef QTOOL_H_
@@ -91,7 +91,7 @@ enum qt_op_kind {
   QT_OP_TCLAMP_GRAD = 37,             // qt_tclamp_args; in: x or y, dy
   QT_OP_TADD = 38,                    // qt_tclamp_args: clamp(a + b)
   QT_OP_TMAX_POOL_GRAD = 39,          // qt_pool_args: float32; in: x, dy -> dx
-  QT_OP_HISTOGRAM = 40,               // qt_histogram_args: float32; in: x, [low, high] -> int64 [bins]
+  QT_OP_HISTOGRAM = 40,               // qt_histogram_args: float32; in: x, [low, high] or [factor] -> int64 [bins]
   QT_OP_COUNT = 41,
 };
 
@@ -354,10 +354,11 @@ typedef struct qt_tclamp_args {
   float low, high;
 } qt_tclamp_args;
 
-// Counts of `count` numbers within low .. high, low < high, in equal bins; the last one is closed (histogram/histogram.h).
+// Counts of `count` numbers in equal bins (histogram/histogram.h): within low .. high, low < high, the last one closed; with
+// `dyadic` 1 / factor wide, which is a power of two, as many below zero as from there on.
 typedef struct qt_histogram_args {
   int64_t count;
-  int32_t bins, reserved;
+  int32_t bins, dyadic;
 } qt_histogram_args;
 
 // Loops to measure the machine by, one a chunk, each over `bytes` bytes of its own; ceilings/ceilings.h has the formulas.

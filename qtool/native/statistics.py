@@ -9,6 +9,10 @@ from qtool.errors import EngineError
 from qtool.native import abi
 from qtool.native.operators import Floats, Operators, check_floats
 
+_COUNTING_PLANS = 64  # that are kept; one has tables of 16 bytes a bin and thread
+
+Counts = NDArray[np.int64]
+
 
 class Statistics:
     """Threads and instruction set (None: the best of this CPU) are chosen once; EngineError without the native library.
@@ -18,6 +22,7 @@ class Statistics:
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
         self._operators = Operators(threads, isa)
+        self._counting = Operators(threads, isa, _COUNTING_PLANS)
 
     def min_max(self, x: Floats) -> tuple[float, float]:
         """The smallest and the largest number of an array that has some; (NaN, NaN) where there is a NaN."""
@@ -30,7 +35,7 @@ class Statistics:
         check_floats("min_max_channels x", x, rank=2)
         return self._min_max(x)
 
-    def histogram(self, x: Floats, bins: int, low: np.float32, high: np.float32) -> NDArray[np.int64]:
+    def histogram(self, x: Floats, bins: int, low: np.float32, high: np.float32) -> Counts:
         """Counts of ``x``, all of it within ``low`` < ``high``, in equal bins; the last one is closed.
 
         The bin is int((x - low) * bins / (high - low)) in float32, as ``torch.histc`` finds it. EngineError where that
@@ -40,11 +45,24 @@ class Statistics:
         with np.errstate(over="ignore"):
             if not (low < high and np.isfinite((high - low) * np.float32(bins))):
                 raise EngineError(f"histogram: got bins from {low} to {high}, expected a finite range in float32")
+        return self._count(x, bins, np.array([low, high], np.float32), dyadic=0)
+
+    def dyadic(self, x: Floats, bins: int, factor: np.float32) -> Counts:
+        """Counts of ``x`` in ``bins`` bins about zero, each 1 / ``factor`` wide, which is a power of two.
+
+        The bin is floor(x * factor) + bins // 2 in float32; numbers beyond are counted at the ends. EngineError where
+        there are 2**32 numbers or more.
+        """
+        check_floats("dyadic x", x)
+        return self._count(x, bins, np.array([factor], np.float32), dyadic=1)
+
+    def _count(self, x: Floats, bins: int, given: Floats, dyadic: int) -> Counts:
         counts = np.empty(bins, np.int64)
-        arrays = (x, np.array([low, high], np.float32), counts)
-        key = (x.size, bins)
-        self._operators.run(
-            abi.Kind.HISTOGRAM, key, lambda: abi.make(abi.HistogramArgs, count=x.size, bins=bins), arrays
+        self._counting.run(
+            abi.Kind.HISTOGRAM,
+            (x.size, bins, dyadic),
+            lambda: abi.make(abi.HistogramArgs, count=x.size, bins=bins, dyadic=dyadic),
+            (x, given, counts),
         )
         return counts
 

@@ -6,7 +6,8 @@ from abc import abstractmethod
 
 import numpy as np
 
-from qtool.quantize.dyadic import HALF, Counts, DyadicHistogram
+from qtool.native.statistics import Counts
+from qtool.quantize.dyadic import HALF, DyadicHistogram
 from qtool.quantize.observer import Observer
 from qtool.quantize.qparams import Float32
 from qtool.recipe.schema import ObserverConfig
@@ -27,7 +28,7 @@ class ClippingObserver(Observer):
         return np.array([max(low, lowest)], np.float32), np.array([min(high, highest)], np.float32)
 
     def _update(self, x: Float32, low: Float32, high: Float32) -> None:
-        self._histogram.add(x, np.maximum(-low, high)[0])
+        self._histogram.add(x, np.maximum(-low, high)[0], self.loops)
 
     @abstractmethod
     def _choose(self, lowest: float, highest: float) -> tuple[float, float]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qtool.quantize.float32 import CHUNK, Float32
+from qtool.native.statistics import Counts
+from qtool.quantize.loops import Loops
+from qtool.quantize.qparams import Float32
 
 HALF_BITS = 13
 HALF = 1 << HALF_BITS
 """Bins on each side of zero."""
 
 _LOWEST = -100  # of the exponent: below, 2**(HALF_BITS - exponent) would leave float32
-
-Counts = NDArray[np.int64]
 
 
 class DyadicHistogram:
@@ -31,23 +30,13 @@ class DyadicHistogram:
         """Width of one bin."""
         return float(2.0 ** (self.exponent - HALF_BITS))
 
-    def add(self, x: Float32, reach: np.float32) -> None:
-        """Counts finite numbers of any shape; ``reach`` is their largest magnitude."""
+    def add(self, x: Float32, reach: np.float32, loops: Loops) -> None:
+        """Counts finite numbers of any shape by ``loops``; ``reach`` is their largest magnitude."""
         exponent = max(int(np.frexp(reach)[1]), _LOWEST)
         if exponent > self.exponent:
             self.counts = _centred(fold(self.counts, min(exponent - self.exponent, HALF_BITS)))
             self.exponent = exponent
-        factor = np.float32(2.0 ** (HALF_BITS - self.exponent))
-        work, index = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.int32)
-        flat = x.ravel(order="K")
-        for start in range(0, flat.size, CHUNK):
-            part = flat[start : start + CHUNK]
-            place, bin_of = work[: part.size], index[: part.size]
-            np.multiply(part, factor, out=place)
-            np.floor(place, out=place)
-            np.copyto(bin_of, place, casting="unsafe")
-            np.add(bin_of, HALF, out=bin_of)
-            self.counts += np.bincount(bin_of, minlength=2 * HALF)
+        self.counts += loops.dyadic(x, 2 * HALF, np.float32(2.0 ** (HALF_BITS - self.exponent)))
 
     def magnitudes(self) -> Counts:
         """Counts of |x| in HALF bins of the same width."""

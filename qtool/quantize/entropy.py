@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.native.statistics import Counts
 from qtool.quantize.clipping import ClippingObserver
-from qtool.quantize.dyadic import HALF, Counts, fold
+from qtool.quantize.dyadic import HALF, fold
 from qtool.quantize.qparams import quant_limits
 
 _FINENESS = 16  # bins a level of the widest range, at most
@@ -62,10 +63,11 @@ def _divergence(counts: Counts, start: int, end: int, levels: int) -> float:
     original = inside.copy()
     original[0] += counts[:start].sum()
     original[-1] += counts[end:].sum()
-    groups = np.arange(min(levels, inside.size)) * inside.size // min(levels, inside.size)
+    edges = np.arange(min(levels, inside.size) + 1) * inside.size // min(levels, inside.size)
+    groups, widths = edges[:-1], edges[1:] - edges[:-1]
     filled = original > 0
     shared = np.add.reduceat(inside, groups) / np.maximum(np.add.reduceat(filled.astype(np.float64), groups), 1.0)
-    quantized = np.repeat(shared, np.diff(groups, append=inside.size))[filled]
+    quantized = np.repeat(shared, widths)[filled]
     return _relative_entropy(original[filled], np.maximum(quantized, _EMPTY))
 
 

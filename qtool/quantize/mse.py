@@ -52,6 +52,11 @@ def squared_errors(values: Float32, weights: Float32, ranges: Float64, config: O
     for part in np.array_split(ranges.astype(np.float32), -(-len(ranges) // _TOGETHER)):
         chosen = choose_qparams(part[:, 0], part[:, 1], config)
         scale, zero_point = chosen.scale[:, None], chosen.zero_point[:, None].astype(np.float32)
-        steps = np.clip(np.rint(values / scale), quant_min - zero_point, quant_max - zero_point)
-        errors.append(np.square((steps * scale - values) / unit) @ weights)
+        steps = values / scale  # all in this one array: to get new ones from the system takes longer than the sums
+        np.rint(steps, out=steps)
+        np.clip(steps, quant_min - zero_point, quant_max - zero_point, out=steps)
+        steps *= scale
+        steps -= values
+        steps /= unit
+        errors.append(np.square(steps, out=steps) @ weights)
     return np.concatenate(errors) * np.float64(unit) ** 2

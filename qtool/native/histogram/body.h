@@ -1,5 +1,5 @@
-// The kernel in plain C++: each instruction set's file includes this text and the compiler makes vectors of its width out of
-// the loop that finds the bins. No file but those may include it.
+// The kernels in plain C++: each instruction set's file includes this text and the compiler makes vectors of its width out of
+// the loops that find the bins. No file but those may include it.
 #include "histogram/histogram.h"
 
 namespace qtool {
@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kBlock = 512;
 
 // The limits are kept in float32, where NaN fails both comparisons.
-void find_bins(const float* x, int64_t n, const HistogramBins& bins, int32_t* found) {
+void find_between(const float* x, int64_t n, const HistogramBins& bins, int32_t* found) {
   const float low = bins.low, width = bins.width, count = static_cast<float>(bins.count);
   for (int64_t i = 0; i < n; i++) {
     const float place = (x[i] - low) * count / width;
@@ -17,11 +17,25 @@ void find_bins(const float* x, int64_t n, const HistogramBins& bins, int32_t* fo
   }
 }
 
+// A number that is cut to an integer is one above the largest integer below it, where it is negative and none itself.
+void find_dyadic(const float* x, int64_t n, const HistogramBins& bins, int32_t* found) {
+  const int32_t half = bins.count / 2;
+  const float lowest = static_cast<float>(-half), end = static_cast<float>(bins.count - half), factor = bins.factor;
+  for (int64_t i = 0; i < n; i++) {
+    const float place = x[i] * factor;
+    const float above = place > lowest ? place : lowest;
+    const float within = above < end ? above : end;
+    const int32_t cut = static_cast<int32_t>(within);
+    found[i] = half + cut - (static_cast<float>(cut) > within ? 1 : 0);
+  }
+}
+
+template <void (*find)(const float*, int64_t, const HistogramBins&, int32_t*)>
 void count_bins(const float* x, int64_t n, const HistogramBins& bins, uint32_t* tables, int64_t pitch) {
   int32_t found[kBlock];
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t size = n - first < kBlock ? n - first : kBlock;
-    find_bins(x + first, size, bins, found);
+    find(x + first, size, bins, found);
     int64_t i = 0;
     for (; i + kHistogramTables <= size; i += kHistogramTables) {
       for (int t = 0; t < kHistogramTables; t++) tables[t * pitch + found[i + t]]++;
@@ -29,6 +43,8 @@ void count_bins(const float* x, int64_t n, const HistogramBins& bins, uint32_t* 
     for (; i < size; i++) tables[found[i]]++;
   }
 }
+
+constexpr HistogramKernels kKernels = {count_bins<find_between>, count_bins<find_dyadic>};
 
 }  // namespace
 }  // namespace qtool

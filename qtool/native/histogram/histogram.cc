@@ -10,8 +10,8 @@
 namespace qtool {
 namespace {
 
-constexpr Row<HistogramKernel> kRows[] = {
-#define QT_KERNEL(isa, name, tile) {isa, #name, tile, name},
+constexpr Row<const HistogramKernels*> kRows[] = {
+#define QT_KERNEL(isa, name, tile) {isa, #name, tile, &name},
 #include "histogram/kernels.inc"
 #undef QT_KERNEL
 };
@@ -21,7 +21,7 @@ constexpr int64_t kMostBins = 1 << 20;  // float32 holds them and what is betwee
 
 class Histogram final : public Op {
  public:
-  Histogram(const qt_histogram_args& args, const Row<HistogramKernel>& row, const MakeContext& context)
+  Histogram(const qt_histogram_args& args, const Row<const HistogramKernels*>& row, const MakeContext& context)
       : args_(args), row_(row), threads_(context.threads), bytes_(checked_product({args.count, 4})) {
     require(args.count >= 0 && args.count <= UINT32_MAX, "got more numbers than 32 bits can count, or less than none");
     require(args.bins >= 1 && args.bins <= kMostBins, "the number of bins is not in 1..2^20");
@@ -31,22 +31,27 @@ class Histogram final : public Op {
   }
 
   const char* kernel() const override { return row_.name; }
-  Extents extents() const override { return {2, {bytes_, 8}, int64_t{args_.bins} * 8}; }
+  Extents extents() const override { return {2, {bytes_, args_.dyadic != 0 ? 4 : 8}, int64_t{args_.bins} * 8}; }
 
   void run(const RunContext& context) const override {
     const float* x = static_cast<const float*>(context.inputs[0]);
-    const float* range = static_cast<const float*>(context.inputs[1]);
-    const HistogramBins bins = {range[0], range[1] - range[0], args_.bins};
+    const HistogramBins bins = bins_of(static_cast<const float*>(context.inputs[1]));
+    CountBins* count = args_.dyadic != 0 ? row_.kernel->dyadic : row_.kernel->between;
     std::memset(tables_, 0, threads_ * table_bytes_);
     context.pool->parallel((args_.count + kPiece - 1) / kPiece, [&](int64_t piece, int thread) {
       const int64_t first = piece * kPiece;
       uint32_t* tables = tables_ + thread * kHistogramTables * pitch_;
-      row_.kernel(x + first, std::min(kPiece, args_.count - first), bins, tables, pitch_);
+      count(x + first, std::min(kPiece, args_.count - first), bins, tables, pitch_);
     });
     add_up(static_cast<int64_t*>(context.output));
   }
 
  private:
+  HistogramBins bins_of(const float* given) const {
+    if (args_.dyadic != 0) return {0, 0, given[0], args_.bins};
+    return {given[0], given[1] - given[0], 0, args_.bins};
+  }
+
   void add_up(int64_t* counts) const {
     std::fill(counts, counts + args_.bins, 0);
     for (int64_t table = 0; table < threads_ * kHistogramTables; table++) {
@@ -57,7 +62,7 @@ class Histogram final : public Op {
   }
 
   qt_histogram_args args_;
-  Row<HistogramKernel> row_;
+  Row<const HistogramKernels*> row_;
   int64_t threads_, bytes_, pitch_, table_bytes_;
   uint32_t* tables_;  // [threads][kHistogramTables][pitch]; a plan runs once at a time
 };
