@@ -41,6 +41,15 @@ def test_contenders_take_turns():
     assert [len(timing.seconds) for timing in timings] == [LEAST_ROUNDS] * 2
 
 
+def test_each_turn_waits_for_the_threads_of_the_one_before(monkeypatch):
+    clock = iter(float(n) for n in range(10_000))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    looks: list[float] = []
+    (timing,) = time_interleaved([lambda: looks.append(next(clock))], seconds=0.0, warmup=0, settling=10.0)
+    assert np.diff(looks).min() > 10
+    assert set(timing.seconds) == {2.0}  # the waiting does not count
+
+
 def test_turns_go_on_for_the_time_given(monkeypatch):
     clock = iter(float(n) for n in range(10_000))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))  # every look at it is a second

@@ -12,6 +12,8 @@ from qtool.errors import DataError
 from qtool.ir import Array, Dim, Graph
 
 LEAST_ROUNDS = 5
+SETTLING = 0.01
+"""Seconds after which the threads of another engine, that go on looking for work for a while, have gone to sleep."""
 OTHER_SIZE = 128
 """For a size of an input, not the batch, that is only known at run time: tokens, or pixels of a side."""
 
@@ -60,11 +62,13 @@ def time_interleaved(
     *,
     seconds: float = 1.0,
     warmup: int = 5,
+    settling: float = 0.0,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Timing, ...]:
     """Runs each contender once a round until ``seconds`` per contender have passed, and for at least five rounds.
 
-    ``warmup`` rounds before are not counted. ``progress`` gets the share of the time that has passed.
+    ``warmup`` rounds before are not counted. Before each run are ``settling`` seconds in which only this thread does
+    anything, which stays awake. ``progress`` gets the share of the time that has passed.
     """
     for run in [run for _ in range(warmup) for run in runs]:
         run()
@@ -72,12 +76,20 @@ def time_interleaved(
     begin, budget = time.perf_counter(), seconds * len(runs)
     while (spent := time.perf_counter() - begin) < budget or len(samples[0]) < LEAST_ROUNDS:
         for run, taken in zip(runs, samples, strict=True):
+            if settling:
+                _wait(settling)
             start = time.perf_counter()
             run()
             taken.append(time.perf_counter() - start)
         if progress is not None:
             progress(min(1.0, spent / budget) if budget else 1.0)
     return tuple(Timing(tuple(taken)) for taken in samples)
+
+
+def _wait(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
 
 BATCH = "N"

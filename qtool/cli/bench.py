@@ -59,7 +59,8 @@ def command(
     With --peer, other engines run the same models in the same turns, each by the fastest of its own ways: ONNX Runtime
     from an ONNX file (QDQ), dynamic models also by its quantize_dynamic; OpenVINO quantized by NNCF, or from the QDQ
     file; PyTorch by FX for the engine x86 or by quantize_dynamic, traced and frozen where it can be. "of peer" is
-    qtool's least time over the peer's, "10-90 %" the spread of that ratio from round to round.
+    qtool's least time over the peer's, "10-90 %" the spread of that ratio from round to round. Turns on several threads
+    are 10 ms apart: some engines' threads go on looking for work that long, on the CPU of the next one's.
 
     With --per-op the machine's peak in int8 and float32 is measured as well, as by qtool doctor --ceilings, and each
     operator that multiplies is held against it; convolutions by Winograd's algorithm may show more than 100 %.
