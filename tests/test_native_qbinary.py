@@ -28,6 +28,7 @@ def float_reference(a, b, p):
     r = COMBINE[p["kind"]](dequantized(a, p["a_scale"], p["a_zero"]), dequantized(b, p["b_scale"], p["b_zero"])) * F32(
         p["inv_scale"]
     )
+    r = np.where(np.isnan(r), F32(-np.inf), r)
     q = np.rint(np.clip(r, p["out_min"] - p["out_zero"], p["out_max"] - p["out_zero"])) + p["out_zero"]
     return q.astype(np.uint8)
 
@@ -79,6 +80,27 @@ def test_every_pair_of_bytes(row):
     for seed in range(3):
         p = parameters(np.random.default_rng(seed), 0)
         np.testing.assert_array_equal(run(row, a, b, p), float_reference(a, b, p))
+
+
+@pytest.mark.parametrize("row", kernel_rows("qbinary"))
+@pytest.mark.parametrize("kind", COMBINE)
+def test_results_about_the_ends_of_int32(row, kind):
+    """What is larger than int32 is clamped as all else; sums and products may leave float32 on the way."""
+    rng = np.random.default_rng(6)
+    a, b = rng.integers(0, 256, (2, 3, 200)).astype(np.uint8)
+    for scale, inverse in [
+        (1.0, 2**22),
+        (1.0, 2**23),
+        (1.0, 2**24),
+        (1e10, 1e25),
+        (1e34, 1e-30),
+        (2e36, 1e-36),
+        (1e36, 1e10),
+    ]:
+        p = parameters(rng, kind) | {"a_scale": float(F32(scale)), "b_scale": 1.0, "inv_scale": float(F32(inverse))}
+        p["b_scale"] = float(F32(-scale)) if kind < 2 else 1e3
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.testing.assert_array_equal(run(row, a, b, p), float_reference(a, b, p), str(p))
 
 
 @pytest.mark.parametrize("row", kernel_rows("qbinary"))

@@ -1,5 +1,6 @@
 #include "qbinary/rows.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace qtool {
@@ -11,6 +12,14 @@ QbinaryRows qbinary_rows(int isa) {
 #endif
   (void)isa;
   return qbinary_rows_scalar;
+}
+
+bool qbinary_fits(const qt_binary_args& a) {
+  const auto reach = [](double scale, int zero) { return std::abs(scale) * std::max(zero, 255 - zero); };
+  const double x = reach(a.a_scale, a.a_zero), y = reach(a.b_scale, a.b_zero);
+  const double combined = a.kind == QT_MUL ? x * y : x + y;
+  const double r = combined * std::abs(static_cast<double>(a.inv_scale));
+  return a.kind != QT_DIV && x < 1e30 && y < 1e30 && combined < 1e30 && r < 1e9;  // with room for the roundings
 }
 
 bool qbinary_arithmetic_is_sound(const qt_binary_args& a) {

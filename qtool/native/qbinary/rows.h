@@ -46,6 +46,9 @@ void qbinary_rows_avx512vnni(const qt_binary_args& args, const QbinaryBlock& blo
 // The fastest of them that a CPU with `isa` runs.
 QbinaryRows qbinary_rows(int isa);
 
+// Whether every r is within the range of int32, so that it may be clamped after it is rounded.
+bool qbinary_fits(const qt_binary_args& args);
+
 // Whether the arithmetic is one that the rows can do: kind, shift, zero points and bounds in range, numbers finite.
 bool qbinary_arithmetic_is_sound(const qt_binary_args& args);
 

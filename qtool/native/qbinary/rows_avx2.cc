@@ -33,12 +33,13 @@ INLINE __m256 dequantized(__m256i q, int32_t zero, float scale) {
   return _mm256_fmadd_ps(_mm256_set1_ps(scale), _mm256_cvtepi32_ps(q), _mm256_set1_ps(shift));
 }
 
-// Both give rounded results without the zero point; the float ones are within the bounds.
-template <int KIND>
+// All give rounded results without the zero point; packing clamps them where they FIT 32 bits.
+template <int KIND, bool FITS>
 struct FloatMath {
   INLINE __m256i run(const qt_binary_args& p, __m256i a, __m256i b) {
     const __m256 sum = combine<KIND>(dequantized(a, p.a_zero, p.a_scale), dequantized(b, p.b_zero, p.b_scale));
     const __m256 r = _mm256_mul_ps(sum, _mm256_set1_ps(p.inv_scale));
+    if (FITS) return _mm256_cvtps_epi32(r);
     const __m256 low = _mm256_set1_ps((float)(p.out_min - p.out_zero));
     const __m256 high = _mm256_set1_ps((float)(p.out_max - p.out_zero));
     return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(r, low), high));  // in this order NaN gives low
@@ -106,16 +107,21 @@ void run(const qt_binary_args& args, const QbinaryBlock& block) {
   }
 }
 
+template <int KIND>
+void run_float(const qt_binary_args& args, const QbinaryBlock& block) {
+  return qbinary_fits(args) ? run<FloatMath<KIND, true>>(args, block) : run<FloatMath<KIND, false>>(args, block);
+}
+
 }  // namespace
 
 void qbinary_rows_avx2(const qt_binary_args& args, const QbinaryBlock& block) {
   const QbinaryBlock joined = qbinary_joined(block);
   if (args.fixed_point != 0) return run<FixedMath>(args, joined);
   switch (args.kind) {
-    case QT_ADD: return run<FloatMath<QT_ADD>>(args, joined);
-    case QT_SUB: return run<FloatMath<QT_SUB>>(args, joined);
-    case QT_MUL: return run<FloatMath<QT_MUL>>(args, joined);
-    default: return run<FloatMath<QT_DIV>>(args, joined);
+    case QT_ADD: return run_float<QT_ADD>(args, joined);
+    case QT_SUB: return run_float<QT_SUB>(args, joined);
+    case QT_MUL: return run_float<QT_MUL>(args, joined);
+    default: return run_float<QT_DIV>(args, joined);
   }
 }
 

@@ -32,12 +32,13 @@ INLINE __m512 dequantized(__m512i q, int32_t zero, float scale) {
   return _mm512_fmadd_ps(_mm512_set1_ps(scale), _mm512_cvtepi32_ps(q), _mm512_set1_ps(shift));
 }
 
-// Both give rounded results without the zero point; the float ones are within the bounds.
-template <int KIND>
+// All give rounded results without the zero point; packing clamps them where they FIT 32 bits.
+template <int KIND, bool FITS>
 struct FloatMath {
   INLINE __m512i run(const qt_binary_args& p, __m512i a, __m512i b) {
     const __m512 sum = combine<KIND>(dequantized(a, p.a_zero, p.a_scale), dequantized(b, p.b_zero, p.b_scale));
     const __m512 r = _mm512_mul_ps(sum, _mm512_set1_ps(p.inv_scale));
+    if (FITS) return _mm512_cvtps_epi32(r);
     const __m512 low = _mm512_set1_ps((float)(p.out_min - p.out_zero));
     const __m512 high = _mm512_set1_ps((float)(p.out_max - p.out_zero));
     return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(r, low), high));  // in this order NaN gives low
@@ -58,16 +59,16 @@ struct FixedMath {
 };
 
 template <class Math>
-INLINE void store_64(const qt_binary_args& p, const uint8_t* a, const uint8_t* b, uint8_t* out, __mmask64 lanes) {
+INLINE __m512i results(const qt_binary_args& p, __m512i a, __m512i b) {
   __m512i x[4], y[4];
-  widen(_mm512_maskz_loadu_epi8(lanes, a), x);
-  widen(_mm512_maskz_loadu_epi8(lanes, b), y);
+  widen(a, x);
+  widen(b, y);
   UNROLL for (int i = 0; i < 4; i++) x[i] = Math::run(p, x[i], y[i]);
   const __m512i zero = _mm512_set1_epi16((int16_t)p.out_zero);
   const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(x[0], x[1]), zero);
   const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(x[2], x[3]), zero);
   const __m512i q = _mm512_max_epu8(_mm512_packus_epi16(low, high), _mm512_set1_epi8((char)p.out_min));
-  _mm512_mask_storeu_epi8(out, lanes, _mm512_min_epu8(q, _mm512_set1_epi8((char)p.out_max)));
+  return _mm512_min_epu8(q, _mm512_set1_epi8((char)p.out_max));
 }
 
 template <class Math>
@@ -79,9 +80,19 @@ void run(const qt_binary_args& args, const QbinaryBlock& block) {
     const uint8_t* b = block.b + r * block.b_pitch;
     uint8_t* out = block.out + r * block.out_pitch;
     int64_t c = 0;
-    for (; c + 64 < block.columns; c += 64) store_64<Math>(p, a + c, b + c, out + c, all);
-    if (c < block.columns) store_64<Math>(p, a + c, b + c, out + c, last);
+    for (; c + 64 <= block.columns; c += 64) {
+      const __m512i q = results<Math>(p, _mm512_loadu_si512(a + c), _mm512_loadu_si512(b + c));
+      _mm512_storeu_si512(out + c, q);
+    }
+    if (c == block.columns) continue;
+    const __m512i x = _mm512_maskz_loadu_epi8(last, a + c), y = _mm512_maskz_loadu_epi8(last, b + c);
+    _mm512_mask_storeu_epi8(out + c, last, results<Math>(p, x, y));
   }
+}
+
+template <int KIND>
+void run_float(const qt_binary_args& args, const QbinaryBlock& block) {
+  return qbinary_fits(args) ? run<FloatMath<KIND, true>>(args, block) : run<FloatMath<KIND, false>>(args, block);
 }
 
 }  // namespace
@@ -90,10 +101,10 @@ void qbinary_rows_avx512vnni(const qt_binary_args& args, const QbinaryBlock& blo
   const QbinaryBlock joined = qbinary_joined(block);
   if (args.fixed_point != 0) return run<FixedMath>(args, joined);
   switch (args.kind) {
-    case QT_ADD: return run<FloatMath<QT_ADD>>(args, joined);
-    case QT_SUB: return run<FloatMath<QT_SUB>>(args, joined);
-    case QT_MUL: return run<FloatMath<QT_MUL>>(args, joined);
-    default: return run<FloatMath<QT_DIV>>(args, joined);
+    case QT_ADD: return run_float<QT_ADD>(args, joined);
+    case QT_SUB: return run_float<QT_SUB>(args, joined);
+    case QT_MUL: return run_float<QT_MUL>(args, joined);
+    default: return run_float<QT_DIV>(args, joined);
   }
 }
 
