@@ -182,7 +182,7 @@ def test_shapes_are_planned_anew_and_plans_are_forgotten():
     for batch in [*range(1, PLANS_KEPT + 3), 1, 2]:
         feeds = made.feeds(batch)
         _assert_same(session.run(feeds), reference.run(made.graph, feeds), exact=True)
-        assert len(session._plans) <= PLANS_KEPT
+        assert len(session._programs) <= PLANS_KEPT
 
 
 @need_native

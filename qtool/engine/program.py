@@ -18,7 +18,7 @@ from qtool.engine.lowering import Binding, Group, Role, Segment, Source, lower, 
 from qtool.engine.memory import Life, place
 from qtool.engine.pieces import Cut, find_cut
 from qtool.engine.shapes import Sizes
-from qtool.errors import DataError, EngineError
+from qtool.errors import DataError, EngineError, QtoolError
 from qtool.ir import Array, Graph, Node
 from qtool.native import WHOLE, Buffer, Op, Pieces, Plan
 
@@ -183,7 +183,11 @@ class NativePart:
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         results = self._empty()
-        self._call(self._plan.run, *self._bound(arrays, results))
+        bound = self._bound(arrays, results)
+        try:
+            self._plan.run(*bound)
+        except EngineError as error:
+            raise self._told(error) from None
         return results
 
     def watch(self, arrays: Arrays, look: Look) -> dict[str, Array]:
@@ -215,14 +219,15 @@ class NativePart:
         return self._plan.bytes
 
     def _call(self, call: Callable[..., T], *args: int | Array) -> T:
-        """Runs the plan; DataError, as of the reference, for what an operator has to say of its data."""
         try:
             return call(*args)
         except EngineError as error:
-            found = re.fullmatch(r"operator (\d+): (.*)", str(error))
-            if found is None:
-                raise
-            raise DataError(f"'{self._nodes[int(found[1])]}': {found[2]}") from None
+            raise self._told(error) from None
+
+    def _told(self, error: EngineError) -> QtoolError:
+        """DataError, as of the reference, for what an operator has to say of its data."""
+        found = re.fullmatch(r"operator (\d+): (.*)", str(error))
+        return DataError(f"'{self._nodes[int(found[1])]}': {found[2]}") if found is not None else error
 
     def _empty(self) -> dict[str, Array]:
         return {name: np.empty(*self._shapes[name]) for name in self.outputs}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,27 @@ from qtool.ops.qdq import lower_qdq
 Engine = Literal["auto", "native", "reference"]
 PLANS_KEPT = 4
 """Plans of different input shapes that a session remembers; each has packed weights of its own."""
+
+_Kind = tuple["np.dtype[np.generic]", Sizes]
+"""Element type and shape of an input."""
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The parts that run for inputs of some kinds, and for each the names of what nobody needs after it."""
+
+    parts: tuple[Part, ...]
+    done: tuple[tuple[str, ...], ...]
+
+    @staticmethod
+    def of(parts: Sequence[Part], graph: Graph) -> _Program:
+        last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
+        kept = set(graph.outputs)
+        done = (
+            tuple(name for name in part.inputs if last_use[name] == index and name not in kept)
+            for index, part in enumerate(parts)
+        )
+        return _Program(tuple(parts), tuple(done))
 
 
 class Session:
@@ -73,7 +94,8 @@ class Session:
         self.engine: Engine = "native" if engine != "reference" and native.available() else "reference"
         self._machine = Machine(native.choose_isa(isa), threads) if self.engine == "native" else None
         self._constants = constant_values(self.graph)
-        self._plans: OrderedDict[tuple[Sizes, ...], list[Part]] = OrderedDict()
+        self._kept = self._constants.keys() | set(self.graph.inputs)
+        self._programs: OrderedDict[tuple[_Kind, ...], _Program] = OrderedDict()
         self._bodies = _Bodies(self._body_session, run_body)
         self._watched = frozenset(watched)
         self._lock = threading.Lock()
@@ -109,20 +131,24 @@ class Session:
 
         DataError for feeds that do not fit the graph's inputs in name, element type or shape.
         """
-        arrays = self._checked(feeds)
         with self._lock:
-            return self._run(arrays)[0]
+            arrays, program = self._entered(feeds)
+            for part, done in zip(program.parts, program.done, strict=True):
+                _replace(arrays, part.run(arrays), done)
+            return self._results(arrays)
 
     def watch(self, feeds: Mapping[str, Array], look: Look) -> dict[str, Array]:
         """As ``run``; ``look`` gets the name of each watched value and the value as soon as it is computed.
 
         What it gets lies in the engine's memory, its axes in any order there, and is gone after the call.
         """
-        arrays = self._checked(feeds)
         with self._lock:
+            arrays, program = self._entered(feeds)
             for name in sorted(self._watched & self._constants.keys()):
                 look(name, self._constants[name])
-            return self._run(arrays, look=look)[0]
+            for part, done in zip(program.parts, program.done, strict=True):
+                _replace(arrays, part.watch(arrays, look), done)
+            return self._results(arrays)
 
     def profile(self, feeds: Mapping[str, Array]) -> list[Timing]:
         """What each operator took, in the order in which they ran; (node name, kernel, seconds)."""
@@ -130,35 +156,24 @@ class Session:
 
     def run_profiled(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], list[Timing]]:
         """The outputs, and what each operator took."""
-        arrays = self._checked(feeds)
+        timings: list[Timing] = []
         with self._lock:
-            return self._run(arrays, profile=True)
+            arrays, program = self._entered(feeds)
+            for part, done in zip(program.parts, program.done, strict=True):
+                made, times = part.profile(arrays)
+                timings += times
+                _replace(arrays, made, done)
+            return self._results(arrays), timings
 
-    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        arrays = reference.check_feeds(self.graph, feeds)
-        for name, array in arrays.items():
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        for name, array in reference.check_feeds(self.graph, feeds).items():
             if array.size == 0:
                 raise DataError(f"input '{name}': got shape {array.shape}, which holds no data")
-        return arrays
 
-    def _run(
-        self, arrays: dict[str, Array], *, profile: bool = False, look: Look | None = None
-    ) -> tuple[dict[str, Array], list[Timing]]:
-        parts = self._parts({name: array.shape for name, array in arrays.items()})
-        last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
-        known = dict(arrays)
-        timings: list[Timing] = []
-        for index, part in enumerate(parts):
-            if profile:
-                made, times = part.profile(known)
-                timings += times
-            else:
-                made = part.run(known) if look is None else part.watch(known, look)
-            known.update(made)
-            for name in part.inputs:
-                if last_use[name] == index and name not in self.graph.outputs:
-                    del known[name]
-        return {name: self._result(name, known) for name in self.graph.outputs}, timings
+    def _results(self, known: Mapping[str, Array]) -> dict[str, Array]:
+        if self._kept.isdisjoint(self.graph.outputs):
+            return {name: known[name] for name in self.graph.outputs}
+        return {name: self._result(name, known) for name in self.graph.outputs}
 
     def _result(self, name: str, known: Mapping[str, Array]) -> Array:
         """An output; a copy of what belongs to the caller or to the graph."""
@@ -166,15 +181,23 @@ class Session:
             return self._constants[name].copy()
         return np.array(known[name]) if name in self.graph.inputs else known[name]
 
-    def _parts(self, fed: Mapping[str, Sizes]) -> list[Part]:
-        """The plan for these input shapes; the least recently used of too many is dropped."""
-        key = tuple(fed[name] for name in self.graph.inputs)
-        if key not in self._plans:
-            while len(self._plans) >= PLANS_KEPT:
-                self._plans.popitem(last=False)
-            self._plans[key] = self._planned(fed)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+    def _entered(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], _Program]:
+        """The feeds as arrays, and the program for such; the least recently used of too many is dropped.
+
+        Feeds are checked when a program is made, so that any of the same kinds fit.
+        """
+        arrays = {name: np.asarray(feeds[name]) for name in self.graph.inputs if name in feeds}
+        kinds = tuple((array.dtype, array.shape) for array in arrays.values())
+        program = self._programs.get(kinds) if len(feeds) == len(arrays) == len(self.graph.inputs) else None
+        if program is None:
+            self._check(feeds)
+            while len(self._programs) >= PLANS_KEPT:
+                self._programs.popitem(last=False)
+            parts = self._planned({name: array.shape for name, array in arrays.items()})
+            program = _Program.of(parts, self.graph)
+            self._programs[kinds] = program
+        self._programs.move_to_end(kinds)
+        return arrays, program
 
     def _planned(self, fed: Mapping[str, Sizes]) -> list[Part]:
         return self._make_parts(self._source(concrete_shapes(self.graph, fed)))
@@ -202,6 +225,13 @@ class Session:
         return ReferencePart(source, stage.nodes, outputs, self._watched, self._bodies)
 
 
+def _replace(known: dict[str, Array], made: Mapping[str, Array], done: Sequence[str]) -> None:
+    """Puts what a part has made in the place of what nobody needs any more."""
+    known.update(made)
+    for name in done:
+        del known[name]
+
+
 class BodySession(Session):
     """A body of control flow made ready to run.
 
@@ -209,8 +239,8 @@ class BodySession(Session):
     reference then.
     """
 
-    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return reference.check_feeds(self.graph, feeds)
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        reference.check_feeds(self.graph, feeds)
 
     def _planned(self, fed: Mapping[str, Sizes]) -> list[Part]:
         if all(0 not in shape for shape in fed.values()):
@@ -224,9 +254,10 @@ class BodySession(Session):
 
     def _usual_shapes(self) -> dict[str, Sizes]:
         """Those of the last run, if there was one."""
-        if not self._plans:
+        if not self._programs:
             return nominal_shapes(self.graph)
-        return dict(zip(self.graph.inputs, next(reversed(self._plans)), strict=True))
+        shapes = [shape for _, shape in next(reversed(self._programs))]
+        return dict(zip(self.graph.inputs, shapes, strict=True))
 
 
 class _Bodies:
