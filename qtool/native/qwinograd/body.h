@@ -59,7 +59,11 @@ INLINE Words high_bytes(Words w) { return (Words)((SignedWords)w >> 8); }
 template <int kSize, int Y, int Z>
 void transform_weight(const int8_t* weight, int64_t pairs, int16_t* u, int64_t pitch) {
   constexpr int n = kSize + 2;
+  constexpr int kAhead = 8 * 9 * kPair;
   for (const int8_t* end = weight + pairs * 9 * kPair; weight != end; weight += 9 * kPair, u += kPair) {
+    if (Y == 0) {  // the first to see them
+      UNROLL for (int line = 0; line < 9 * kPair; line += 64) __builtin_prefetch(weight + kAhead + line, 0, 3);
+    }
     UNROLL for (int v = 0; v < 2; v++) {
       Words first[3], second[3], in[3], out[n];
       UNROLL for (int x = 0; x < 3; x++) {
