@@ -67,7 +67,7 @@ def test_isa_names_are_those_of_the_header():
 
 
 def _header() -> str:
-    return (SOURCE / "qtool.h").read_text()
+    return "".join((SOURCE / name).read_text() for name in ("qtool.h", "qtool_args.h"))
 
 
 def _statements(body: str) -> list[str]:

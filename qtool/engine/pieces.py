@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qtool.engine.lowering import Group, Source
+from qtool.engine.lowering.pointwise import FORMULAS
 from qtool.engine.shapes import Sizes
 from qtool.ir import Node
 from qtool.ops import attrs_of
@@ -24,8 +25,8 @@ WITH_CONSTANTS = frozenset(
     (
         *("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "batch_norm", "prelu", "quantize", "dequantize"),
         *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-        *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "sigmoid", "hardsigmoid", "hardswish", "silu"),
-        *("tanh", "gelu", "identity", "dropout", "depth_to_space", "space_to_depth"),
+        *("adaptive_max_pool1d", "adaptive_max_pool2d", "identity", "dropout", "depth_to_space", "space_to_depth"),
+        *FORMULAS,
     )
 )
 """Operators that make a picture of each picture of their first input, of a residual, and of constants."""

@@ -1,7 +1,7 @@
 """The numbers that int8 arithmetic runs on: pure functions of quantization parameters.
 
 The NumPy reference and the lowering to the native engine both call these and nothing else, so that they agree by
-construction. The classes' fields are named as those of the structs in ``qtool/native/qtool.h``.
+construction. The classes' fields are named as those of the structs in ``qtool/native/qtool_args.h``.
 
 Everything here, and every kernel, counts storage values from the smallest one of their type: 0..255 for uint8 and
 int8 alike (``offset_zero``). Shifting an int8 tensor so is exact.

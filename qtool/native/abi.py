@@ -1,4 +1,4 @@
-"""The C header ``qtool.h`` as ctypes: the same names in the same order (a test compares the two)."""
+"""The headers ``qtool.h`` and ``qtool_args.h`` as ctypes: the same names in the same order (a test compares them)."""
 
 from __future__ import annotations
 

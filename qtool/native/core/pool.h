@@ -17,8 +17,9 @@ class ThreadPool {
 
   // Calls body(data, chunk, thread) for every chunk in 0..chunks-1, `thread` in 0..threads-1; returns when all are done.
   // Thread i begins with the i-th part of the chunks and goes on with what others have left: neighbouring chunks should be
-  // neighbours in memory, and chunks of all operators in the same order. `body` must not throw. Where the pool is already at work (for another
-  // plan, or this is a call from inside a body) or its threads are gone (in a forked child), the caller does it all.
+  // neighbours in memory, and chunks of all operators in the same order. `body` must not throw. Where the pool is already
+  // at work (for another plan, or this is a call from inside a body) or its threads are gone (in a forked child), the
+  // caller does it all.
   using Body = void (*)(const void* data, int64_t chunk, int thread);
   void run(int64_t chunks, Body body, const void* data);
 
