@@ -24,6 +24,7 @@ F32 = np.float32
 LARGE = 2.0**100
 SUBNORMAL = 2.0**-149
 native_only = pytest.mark.usefixtures("need_native")
+SIZES = (*range(2, 70), 511, 512, 513, 515, 1027, 16384, 16385, 40000)
 
 
 def _counts(row, x: np.ndarray, bins: int, low: F32, high: F32, threads: int = 1) -> np.ndarray:
@@ -42,7 +43,7 @@ def _check(row, x: np.ndarray, bins: int = 2048, threads: int = 1) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_all_sizes_about_vectors_and_blocks(row):
     rng = np.random.default_rng(1)
-    for size in (*range(2, 70), 511, 512, 513, 515, 1027, 16384, 16385, 40000):
+    for size in SIZES:
         _check(row, rng.normal(0, 1, size))
 
 
@@ -102,7 +103,7 @@ def _check_dyadic(row, x: np.ndarray, bins: int = 2 * HALF, threads: int = 1) ->
 @pytest.mark.parametrize("row", ROWS)
 def test_dyadic_bins_at_all_sizes_about_vectors_and_blocks(row):
     rng = np.random.default_rng(6)
-    for size in (*range(1, 70), 511, 512, 513, 515, 1027, 16384, 16385, 40000):
+    for size in (1, *SIZES):
         _check_dyadic(row, rng.normal(0, 1, size))
 
 

@@ -11,7 +11,7 @@ from qtool import native
 from qtool.analysis.ceilings import Ceilings, measure_ceilings
 from qtool.analysis.cost import Cost, Shapes, cost_of, macs_of
 from qtool.analysis.evaluate import EngineOptions
-from qtool.analysis.latency import SETTLING, Ratio, Timing, random_feeds, time_interleaved
+from qtool.analysis.latency import Ratio, Timing, random_feeds, settling_time, time_interleaved
 from qtool.analysis.peers import Job, open_peer, versions
 from qtool.engine.lowering.groups import JOIN
 from qtool.engine.session import Session
@@ -175,7 +175,7 @@ def run_bench(
             [model.run for model in running if model.run is not None],
             seconds=options.seconds,
             warmup=options.warmup,
-            settling=SETTLING if options.peers and engine.threads > 1 else 0.0,
+            settling=settling_time(engine.threads) if options.peers else 0.0,
             progress=None if progress is None else lambda share: progress(round(100 * share)),
         )
     timed = dict(zip(map(id, running), timings, strict=True))

@@ -86,6 +86,11 @@ def time_interleaved(
     return tuple(Timing(tuple(taken)) for taken in samples)
 
 
+def settling_time(threads: int) -> float:
+    """Seconds between turns of several engines that run on so many threads each."""
+    return SETTLING if threads > 1 else 0.0
+
+
 def _wait(seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -24,8 +24,6 @@ def write_in_place(segment: Segment) -> None:
         source = made.get(copy.inputs[0]) if copy.inputs else None
         if source is None or readers[copy.inputs[0]] != 1 or copy.inputs[0] in segment.bindings:
             continue
-        if segment.steps[source].pieces != copy.pieces:
-            continue
         placed = _placed(segment.steps[source], copy)
         if placed is not None:
             steps[source], steps[index] = placed, None
@@ -39,7 +37,7 @@ def _placed(step: Step, copy: Step) -> Step | None:
         return None
     pixels = conv.batch * conv.out_height * conv.out_width
     same = (moved.rows, moved.row_bytes, moved.in_stride) == (pixels, conv.out_channels, conv.out_channels)
-    if not same or moved.in_offset or moved.lut or conv.residual:
+    if not same or step.pieces != copy.pieces or moved.in_offset or moved.lut or conv.residual:
         return None
     args = abi.copied(conv, out_pitch=moved.out_stride, out_offset=moved.out_offset)
     return replace(step, output=copy.output, args=args)

@@ -86,13 +86,11 @@ def _is_by_picture(source: Source, node: Node, batch: int) -> bool:
 
 def _activations(source: Source, group: Group) -> set[str]:
     """What a group reads and writes of the batch, but for what stays inside of it."""
-    made = {out for node in group.nodes[:-1] for out in node.outputs}
-    read = {name for node in group.nodes for name in node.inputs if name and name not in source.constants}
-    return (read - made) | {group.output}
+    return group.reads - group.makes - source.constants.keys() | {group.output}
 
 
 def _weight_bytes(source: Source, group: Group) -> int:
-    return _bytes(source, {name for node in group.nodes for name in node.inputs if name in source.constants})
+    return _bytes(source, group.reads & source.constants.keys())
 
 
 def _bytes(source: Source, names: Collection[str]) -> int:
@@ -107,14 +105,15 @@ def _pieces(batch: int, most_bytes: int) -> int:
 
 def _handed_on(source: Source, groups: Sequence[Group], end: int, outputs: Collection[str]) -> int:
     """Bytes of what the groups before ``end`` make and others read."""
-    made = {out for group in groups[:end] for node in group.nodes for out in node.outputs}
-    read = {name for group in groups[end:] for node in group.nodes for name in node.inputs}
-    return _bytes(source, made & (read | set(outputs)))
+    made = set[str]().union(*(group.makes for group in groups[:end]))
+    return _bytes(source, made & (read_by(groups[end:]) | set(outputs)))
+
+
+def read_by(groups: Sequence[Group]) -> set[str]:
+    """The values that groups read."""
+    return set[str]().union(*(group.reads for group in groups))
 
 
 def _of_a_piece(source: Source, groups: Sequence[Group], size: int) -> Mapping[str, Sizes]:
-    names = {name for group in groups for node in group.nodes for name in (*node.inputs, *node.outputs) if name}
-    return {
-        name: (size, *shape[1:]) if name in names and name not in source.constants else shape
-        for name, shape in source.shapes.items()
-    }
+    names = read_by(groups).union(*(group.makes for group in groups)) - source.constants.keys()
+    return {name: (size, *shape[1:]) if name in names else shape for name, shape in source.shapes.items()}

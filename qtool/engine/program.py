@@ -14,11 +14,11 @@ import numpy as np
 from qtool.engine import reference
 from qtool.engine.control import RunBody
 from qtool.engine.in_place import write_in_place
-from qtool.engine.lowering import Binding, Group, Role, Segment, Source, lower, make_groups
+from qtool.engine.lowering import Binding, Role, Segment, Source, lower, make_groups
 from qtool.engine.memory import Life, place
-from qtool.engine.pieces import Cut, find_cut
+from qtool.engine.pieces import Cut, find_cut, read_by
 from qtool.engine.shapes import Sizes
-from qtool.errors import DataError, EngineError, QtoolError
+from qtool.errors import DataError, EngineError
 from qtool.ir import Array, Graph, Node
 from qtool.native import WHOLE, Buffer, Op, Pieces, Plan
 
@@ -155,16 +155,15 @@ class NativePart:
         groups = make_groups(source, nodes, {*outputs, *watched})
         cut = find_cut(source, groups, outputs) if not watched else Cut(source)
         segment = Segment(cut.source, cut.pieces)
+        for group in groups[: cut.groups]:
+            lower(segment, group)
+        segment.end_pieces(source, {*outputs, *read_by(groups[cut.groups :])})
         self._sights: list[_Sight] = []
-        for index, group in enumerate(groups):
-            if index == cut.groups:
-                segment.end_pieces(source, {*outputs, *_read(groups[index:])})
+        for group in groups[cut.groups :]:
             lower(segment, group)
             for name in group.nodes[-1].outputs:
                 if name in watched:
                     self._sights.append(_sight(segment, name))
-        if cut.groups == len(groups):
-            segment.end_pieces(source, outputs)
         for name in outputs:
             segment.node = name
             segment.leave(name)
@@ -183,11 +182,7 @@ class NativePart:
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         results = self._empty()
-        bound = self._bound(arrays, results)
-        try:
-            self._plan.run(*bound)
-        except EngineError as error:
-            raise self._told(error) from None
+        self._call(self._plan.run, *self._bound(arrays, results))
         return results
 
     def watch(self, arrays: Arrays, look: Look) -> dict[str, Array]:
@@ -219,25 +214,20 @@ class NativePart:
         return self._plan.bytes
 
     def _call(self, call: Callable[..., T], *args: int | Array) -> T:
+        """Runs the plan; DataError, as of the reference, for what an operator has to say of its data."""
         try:
             return call(*args)
         except EngineError as error:
-            raise self._told(error) from None
-
-    def _told(self, error: EngineError) -> QtoolError:
-        """DataError, as of the reference, for what an operator has to say of its data."""
-        found = re.fullmatch(r"operator (\d+): (.*)", str(error))
-        return DataError(f"'{self._nodes[int(found[1])]}': {found[2]}") if found is not None else error
+            found = re.fullmatch(r"operator (\d+): (.*)", str(error))
+            if found is None:
+                raise
+            raise DataError(f"'{self._nodes[int(found[1])]}': {found[2]}") from None
 
     def _empty(self) -> dict[str, Array]:
         return {name: np.empty(*self._shapes[name]) for name in self.outputs}
 
     def _bound(self, arrays: Arrays, results: Arrays) -> list[Array]:
         return [_array_of(binding, arrays, results) for binding in self._bindings]
-
-
-def _read(groups: Iterable[Group]) -> set[str]:
-    return {name for group in groups for node in group.nodes for name in node.inputs if name}
 
 
 def _sight(segment: Segment, name: str) -> _Sight:
@@ -304,8 +294,9 @@ def _lives(segment: Segment, sights: Sequence[_Sight], homes: Sequence[int]) -> 
     for index, step in enumerate(segment.steps):
         for buffer in (*step.inputs, step.output):
             touched[homes[buffer]].append(index)
+    last_of_piece = max(0, _pieces(segment).ops - 1)
     for buffer in segment.piece_bytes:  # written, and read, as long as there are pieces
-        touched[homes[buffer]] += [0, max(0, _pieces(segment).ops - 1)]
+        touched[homes[buffer]] += [0, last_of_piece]
     for sight in sights:
         touched[homes[sight.buffer]].append(max(0, sight.step - 1))
     return {

@@ -133,9 +133,7 @@ class Session:
         """
         with self._lock:
             arrays, program = self._entered(feeds)
-            for part, done in zip(program.parts, program.done, strict=True):
-                _replace(arrays, part.run(arrays), done)
-            return self._results(arrays)
+            return self._walk(program, arrays, lambda part: part.run(arrays))
 
     def watch(self, feeds: Mapping[str, Array], look: Look) -> dict[str, Array]:
         """As ``run``; ``look`` gets the name of each watched value and the value as soon as it is computed.
@@ -146,9 +144,7 @@ class Session:
             arrays, program = self._entered(feeds)
             for name in sorted(self._watched & self._constants.keys()):
                 look(name, self._constants[name])
-            for part, done in zip(program.parts, program.done, strict=True):
-                _replace(arrays, part.watch(arrays, look), done)
-            return self._results(arrays)
+            return self._walk(program, arrays, lambda part: part.watch(arrays, look))
 
     def profile(self, feeds: Mapping[str, Array]) -> list[Timing]:
         """What each operator took, in the order in which they ran; (node name, kernel, seconds)."""
@@ -157,20 +153,29 @@ class Session:
     def run_profiled(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], list[Timing]]:
         """The outputs, and what each operator took."""
         timings: list[Timing] = []
+
+        def timed(part: Part) -> Mapping[str, Array]:
+            made, times = part.profile(arrays)
+            timings.extend(times)
+            return made
+
         with self._lock:
             arrays, program = self._entered(feeds)
-            for part, done in zip(program.parts, program.done, strict=True):
-                made, times = part.profile(arrays)
-                timings += times
-                _replace(arrays, made, done)
-            return self._results(arrays), timings
+            return self._walk(program, arrays, timed), timings
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         for name, array in reference.check_feeds(self.graph, feeds).items():
             if array.size == 0:
                 raise DataError(f"input '{name}': got shape {array.shape}, which holds no data")
 
-    def _results(self, known: Mapping[str, Array]) -> dict[str, Array]:
+    def _walk(
+        self, program: _Program, known: dict[str, Array], run: Callable[[Part], Mapping[str, Array]]
+    ) -> dict[str, Array]:
+        """Runs the parts, whose results replace in ``known`` what nobody needs any more; gives the outputs."""
+        for part, done in zip(program.parts, program.done, strict=True):
+            known.update(run(part))
+            for name in done:
+                del known[name]
         if self._kept.isdisjoint(self.graph.outputs):
             return {name: known[name] for name in self.graph.outputs}
         return {name: self._result(name, known) for name in self.graph.outputs}
@@ -223,13 +228,6 @@ class Session:
         if stage.native and self._machine is not None:
             return NativePart(source, stage.nodes, outputs, self._watched, self._machine)
         return ReferencePart(source, stage.nodes, outputs, self._watched, self._bodies)
-
-
-def _replace(known: dict[str, Array], made: Mapping[str, Array], done: Sequence[str]) -> None:
-    """Puts what a part has made in the place of what nobody needs any more."""
-    known.update(made)
-    for name in done:
-        del known[name]
 
 
 class BodySession(Session):

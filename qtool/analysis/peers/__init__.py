@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qtool.analysis.latency import SETTLING, time_interleaved
+from qtool.analysis.latency import settling_time, time_interleaved
 from qtool.analysis.peers.job import Job, Run, Way
 from qtool.errors import EngineError, MissingExtraError
 
@@ -66,10 +66,11 @@ def _fastest(name: str, job: Job, ways: list[Way]) -> Peer:
     if not opened:
         raise EngineError(f"{name} does not run '{job.graph.name}': {'; '.join(failed)}")
     runs = [lambda run=run: run(job.feeds) for _, run in opened]  # type: ignore[misc]
-    settling = SETTLING if job.threads > 1 else 0.0
-    several = len(opened) > 1
-    times = time_interleaved(runs, seconds=TRIAL_SECONDS, warmup=TRIAL_WARMUP, settling=settling) if several else ()
-    best = min(range(len(opened)), key=lambda i: times[i].minimum) if times else 0
+    best = 0
+    if len(opened) > 1:
+        settling = settling_time(job.threads)
+        times = time_interleaved(runs, seconds=TRIAL_SECONDS, warmup=TRIAL_WARMUP, settling=settling)
+        best = min(range(len(opened)), key=lambda i: times[i].minimum)
     return Peer(*opened[best], tuple(failed))
 
 

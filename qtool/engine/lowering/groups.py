@@ -62,6 +62,16 @@ class Group:
         return self.nodes[-1].outputs[0]
 
     @property
+    def reads(self) -> set[str]:
+        """The values that its nodes read, those among them that it makes itself."""
+        return {name for node in self.nodes for name in node.inputs if name}
+
+    @property
+    def makes(self) -> set[str]:
+        """The values that its nodes make."""
+        return {name for node in self.nodes for name in node.outputs}
+
+    @property
     def name(self) -> str:
         """What the profile calls it."""
         return JOIN.join(node.name for node in self.nodes)

@@ -195,10 +195,6 @@ void qt_plan::bind(void* const* external) {
 void qt_plan::run(void* const* external, double* seconds) {
   const qtool::Running running(&running_);
   bind(external);
-  run_all(seconds);
-}
-
-void qt_plan::run_all(double* seconds) {
   for (int64_t piece = 0; piece < pieces_; piece++) run_steps(0, piece_ops_, piece, seconds);
   run_steps(piece_ops_, static_cast<int>(steps_.size()), 0, seconds);
 }

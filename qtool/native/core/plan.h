@@ -45,7 +45,6 @@ struct qt_plan {
   void make_steps(const qt_plan_desc& desc);
   Step make_step(const qt_plan_desc& desc, int index, qtool::Memory* memory);
   void bind(void* const* external);
-  void run_all(double* seconds);
   void run_steps(int first, int last, int64_t piece, double* seconds);
 
   std::atomic<bool> running_{false};
